@@ -1,0 +1,46 @@
+"""The engine's settings, as plain values. Whoever starts an engine fills this in; here nothing is parsed."""
+
+from dataclasses import dataclass
+
+GIB = 1024**3
+
+#: Token hashing algorithms; see token_hasher.py.
+HASH_ALGORITHMS = ("blake3", "sha256_cbor", "builtin")
+#: Eviction policies; see l1/eviction.py.
+EVICTION_POLICIES = ("LRU", "IsolatedLRU", "ARC", "noop")
+#: Which kinds of clients may register.
+TRANSFER_MODES = ("auto", "lmcache_driven", "engine_driven")
+#: Value of `shm_name` that keeps the pool from being offered to clients: their data travels in messages.
+SHM_OFF = "off"
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Settings of one engine. Sizes in bytes, times in seconds, shares as fractions of 1."""
+
+    instance_id: str = "default"
+    l1_size_bytes: int = 2 * GIB
+    #: Tokens per chunk.
+    chunk_size: int = 256
+    hash_algorithm: str = "blake3"
+    eviction_policy: str = "LRU"
+    #: Share of the pool at which eviction begins.
+    eviction_trigger_watermark: float = 0.8
+    #: Share of the watermark that one pass frees.
+    eviction_ratio: float = 0.2
+    #: "" = made from instance and boot id; "off" = not offered to clients; else the segment's name.
+    shm_name: str = ""
+    supported_transfer_mode: str = "auto"
+    #: How long a client may take from prepare_store to commit_store.
+    l1_write_ttl_seconds: float = 600.0
+    #: How long a looked-up object is kept for its reader.
+    l1_read_ttl_seconds: float = 300.0
+    #: Silence after which a worker that has pinged is removed; 0 = never.
+    worker_reap_timeout_seconds: float = 120.0
+    #: Silence allowed to a worker that never pinged.
+    worker_registration_grace_seconds: float = 3600.0
+    #: Idle time after which a session (token hashes, lookup result) is dropped.
+    session_ttl_seconds: float = 600.0
+    #: Data-plane address, shown by the configuration report.
+    host: str = "127.0.0.1"
+    port: int = 5555
