@@ -1,0 +1,1 @@
+"""Registered KV tensors of clients, and copies between them and cache slots."""

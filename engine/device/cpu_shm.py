@@ -1,0 +1,218 @@
+"""KV tensors in POSIX shared memory of the client.
+
+The memory is never mapped: bytes go between the segment and the slot with preadv and pwritev on the segment's descriptor. A client
+that truncates its segment makes a copy fail; it cannot raise SIGBUS here. Both calls release the GIL.
+"""
+
+import os
+import re
+import stat
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from engine.device.block_runs import PieceTable, Transfer
+from engine.device.checksums import layer_checksums, whole_checksums
+from engine.device.describe import describe_geometry
+from engine.device.geometry import KVGeometry
+from engine.errors import BadRequest, ClientMemoryError, NotEnoughBlocks
+from engine.kv_layout import TensorDescriptor
+
+SHM_DIRECTORY = "/dev/shm"
+_NAME = re.compile(r"/lmcache_kv_[A-Za-z0-9_.-]{1,200}")
+
+
+class CpuShmTensors:
+    """See KVTensors. Thread-safe: the lock guards only the count of running copies and the closing."""
+
+    def __init__(self, geometry: KVGeometry) -> None:
+        """Opens every segment. Raises BadRequest when one is not what its descriptor says; nothing stays open then."""
+        self._geometry = geometry
+        self.layout = geometry.layout
+        self.blocks_per_chunk = tuple(group.blocks_per_chunk for group in geometry.groups)
+        self.num_blocks = tuple(group.num_blocks for group in geometry.groups)
+        self._lock = threading.Lock()
+        self._users = 0
+        self._closed = False
+        self._segments: list[_Segment] = []
+        number_of: dict[str, int] = {}
+        try:
+            for layer in geometry.layers:
+                self._attach(layer.descriptor, number_of)
+        except BadRequest:
+            self.close()
+            raise
+        self._segment_of = {layer.index: number_of[layer.descriptor.shm_name] for layer in geometry.layers}
+        self._tables = self._piece_tables()
+
+    def _attach(self, descriptor: TensorDescriptor, number_of: dict[str, int]) -> None:
+        number = number_of.get(descriptor.shm_name)
+        if number is None:
+            number = number_of[descriptor.shm_name] = len(self._segments)
+            self._segments.append(_Segment(descriptor.shm_name))
+        self._segments[number].need(descriptor.nbytes)
+
+    def _piece_tables(self) -> list[PieceTable]:
+        tables, object_start = [], 0
+        for group in self._geometry.groups:
+            numbers = [self._segment_of[layer.index] for layer in group.layers]
+            tables.append(PieceTable(group.layers, numbers, group.kept_blocks, object_start))
+            object_start += group.chunk_bytes
+        return tables
+
+    def check_block_ids(self, block_ids: Sequence[Sequence[int]], num_chunks: int) -> None:
+        groups = self._geometry.groups
+        if len(block_ids) != len(groups):
+            raise BadRequest(f"{len(block_ids)} lists of block ids; {len(groups)} KV groups are registered")
+        for number, (ids, group) in enumerate(zip(block_ids, groups, strict=True)):
+            wanted = num_chunks * group.blocks_per_chunk
+            if len(ids) < wanted:
+                raise NotEnoughBlocks(f"KV group {number}: {wanted} block ids wanted, {len(ids)} given")
+            if group.layers:
+                check_ids(ids[:wanted], group.num_blocks, f"KV group {number}")
+
+    def null_chunks(self, block_ids: Sequence[Sequence[int]], num_chunks: int) -> set[int]:
+        return {
+            chunk
+            for chunk in range(num_chunks)
+            if not any(
+                any(ids[chunk * blocks : (chunk + 1) * blocks])
+                for ids, blocks in zip(block_ids, self.blocks_per_chunk, strict=True)
+            )
+        }
+
+    def gather(self, chunk: int, block_ids: Sequence[Sequence[int]], into: memoryview) -> None:
+        with self._in_use():
+            for transfer in self._transfers(chunk, block_ids, 0):
+                self._segments[transfer.segment].read(transfer, into)
+
+    def scatter(self, chunk: int, block_ids: Sequence[Sequence[int]], data: memoryview, *, skip_tokens: int) -> None:
+        with self._in_use():
+            for segment in self._segments:
+                segment.check_not_shrunk()
+            for transfer in self._transfers(chunk, block_ids, skip_tokens):
+                self._segments[transfer.segment].write(transfer, data)
+
+    def _transfers(self, chunk: int, block_ids: Sequence[Sequence[int]], skip_tokens: int) -> Iterator[Transfer]:
+        for group, table, ids in zip(self._geometry.groups, self._tables, block_ids, strict=True):
+            begin = chunk * group.blocks_per_chunk
+            dropped = group.blocks_per_chunk - group.kept_blocks
+            skipped = max(skip_tokens // group.tokens_per_block, dropped)
+            yield from table.transfers(ids[begin + skipped : begin + group.blocks_per_chunk], skipped - dropped)
+
+    def checksums(self, block_ids: Sequence[int], chunk_size: int, *, layerwise: bool) -> dict[str, object]:
+        layers = self._geometry.layers
+        check_ids(block_ids, min(layer.num_blocks for layer in layers), "block_ids")
+        digest = layer_checksums if layerwise else whole_checksums
+        with self._in_use():
+            return digest(layers, self._read_piece, block_ids, chunk_size)
+
+    def _read_piece(self, layer_index: int, offset: int, into: memoryview) -> None:
+        number = self._segment_of[layer_index]
+        self._segments[number].read(Transfer(number, offset, len(into), [(0, len(into))]), into)
+
+    def describe(self) -> dict[str, object]:
+        return describe_geometry(self._geometry)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            idle = self._users == 0
+        if idle:
+            self._close_segments()
+
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
+        """Keeps descriptors open, so that a number the system gives to another file is never written to."""
+        with self._lock:
+            if self._closed:
+                raise ClientMemoryError("the KV tensors were unregistered")
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                last = self._closed and self._users == 0
+            if last:
+                self._close_segments()
+
+    def _close_segments(self) -> None:
+        for segment in self._segments:
+            segment.close()
+
+
+def check_ids(ids: Sequence[int], num_blocks: int, what: str) -> None:
+    """Raises BadRequest unless all ids are integers in 0..num_blocks-1."""
+    try:
+        array: np.ndarray[Any, Any] = np.asarray(ids)
+    except (OverflowError, ValueError) as error:
+        raise BadRequest(f"{what}: block ids must be a list of integers") from error
+    if not array.size:
+        return
+    if array.dtype.kind not in "iu" or array.ndim != 1:
+        raise BadRequest(f"{what}: block ids must be a list of integers")
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high >= num_blocks:
+        raise BadRequest(f"{what}: block id {low if low < 0 else high} is out of range 0..{num_blocks - 1}")
+
+
+class _Segment:
+    """An open shared-memory segment of a client."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        if not _NAME.fullmatch(name):
+            raise BadRequest(f"shared memory name {name!r}: a name like /lmcache_kv_<pid>_<n> is wanted")
+        try:
+            self._fd = os.open(SHM_DIRECTORY + name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise BadRequest(f"shared memory {name} cannot be opened: {error.strerror}") from error
+        self._nbytes = 0
+        facts = os.fstat(self._fd)
+        if not stat.S_ISREG(facts.st_mode) or facts.st_uid != os.geteuid():
+            os.close(self._fd)
+            raise BadRequest(f"shared memory {name} is not a regular segment of user {os.geteuid()}")
+
+    def need(self, nbytes: int) -> None:
+        """Raises BadRequest when the segment has fewer bytes."""
+        size = os.fstat(self._fd).st_size
+        if size < nbytes:
+            raise BadRequest(f"shared memory {self.name} has {size} bytes, {nbytes} were registered")
+        self._nbytes = max(self._nbytes, nbytes)
+
+    def check_not_shrunk(self) -> None:
+        """Before a write, which would silently make a truncated segment longer again."""
+        size = os.fstat(self._fd).st_size
+        if size < self._nbytes:
+            raise ClientMemoryError(f"shared memory {self.name} shrank from {self._nbytes} to {size} bytes")
+
+    def read(self, transfer: Transfer, into: memoryview) -> None:
+        buffers = [into[start:stop] for start, stop in transfer.ranges]
+        try:
+            done = os.preadv(self._fd, buffers, transfer.offset)
+        except OSError as error:
+            raise self._failure("read", transfer) from error
+        if done != transfer.length:
+            raise self._failure("read", transfer, done)
+
+    def write(self, transfer: Transfer, data: memoryview) -> None:
+        buffers = [data[start:stop] for start, stop in transfer.ranges]
+        try:
+            done = os.pwritev(self._fd, buffers, transfer.offset)
+        except OSError as error:
+            raise self._failure("written", transfer) from error
+        if done != transfer.length:
+            raise self._failure("written", transfer, done)
+
+    def _failure(self, verb: str, transfer: Transfer, done: int = 0) -> ClientMemoryError:
+        what = f"{done} of {transfer.length} bytes at {transfer.offset} could be {verb}"
+        return ClientMemoryError(f"shared memory {self.name}: {what}")
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

@@ -1,0 +1,1 @@
+"""Host memory: one shared-memory pool and the table of what is in it."""

@@ -1,0 +1,473 @@
+"""What L1 holds and who may touch it: reserve, commit, abort, lease, release, pin, touch, evict, clear.
+
+The table and its states are in index.py, leases in leases.py, free space in pool.py, the order in eviction.py.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count, islice
+
+from engine.l1.eviction import EvictionPolicy, IsolatedLRU
+from engine.l1.index import Entry, Index, State
+from engine.l1.leases import LeaseBook, Scope
+from engine.l1.pool import SlotPool
+from engine.object_key import ObjectKey
+
+logger = logging.getLogger(__name__)
+
+#: Most table rows one hold of the lock works through when nobody needs them all at once.
+SLICE = 256
+#: Most entries looked at to make room for one reservation.
+MAX_CANDIDATES = 16384
+#: Holder of copies the engine makes itself; they end by themselves, so nobody takes them away.
+ENGINE = "engine"
+
+#: Who holds a pin or a reservation: an instance id, or ENGINE.
+Holder = int | str
+
+
+@dataclass(slots=True, eq=False)
+class Reservation:
+    """Objects being written. `entries[i]` belongs to the i-th key asked for; None = not granted.
+
+    `refused` counts keys for which there was no room.
+    """
+
+    holder: Holder
+    deadline: float
+    entries: list[Entry | None]
+    refused: int = 0
+    number: int = 0
+
+    @property
+    def granted(self) -> list[Entry]:
+        """The entries to be written."""
+        return [entry for entry in self.entries if entry is not None]
+
+
+@dataclass(slots=True, eq=False)
+class Pin:
+    """Objects in use by one copy. Their slots stay as they are until `unpin`."""
+
+    holder: Holder
+    entries: list[Entry]
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ClearResult:
+    """How many objects went, stayed, and went from view but are still held by somebody."""
+
+    removed: int
+    kept: int
+    doomed: int
+
+
+@dataclass(slots=True)
+class EvictionCounts:
+    """Objects that left, by reason."""
+
+    capacity: int = 0
+    quota: int = 0
+    room: int = 0
+    replaced: int = 0
+    by_salt: dict[str, int] = field(default_factory=dict)
+
+
+class L1Cache:
+    """All of L1's state behind one lock.
+
+    The lock guards tables only: no copy, no I/O, no callback, no log while it is held. Every verb is thread-safe.
+    Readers see READY entries of their own layout fingerprint, nothing else.
+    """
+
+    def __init__(self, pool: SlotPool, policy: EvictionPolicy, *, write_ttl_s: float, read_ttl_s: float) -> None:
+        self._lock = threading.Lock()
+        self._pool = pool
+        self._index = Index(policy)
+        self._leases = LeaseBook()
+        self._write_ttl_s, self._read_ttl_s = write_ttl_s, read_ttl_s
+        self._reservations: dict[int, Reservation] = {}
+        self._pins: dict[int, Pin] = {}
+        self._doomed: set[Entry] = set()
+        self._numbers = count(1)
+        self._evictions = EvictionCounts()
+
+    # ---- writing
+
+    def reserve(self, keys: Sequence[ObjectKey], nbytes: int, fingerprint: bytes, holder: Holder) -> Reservation:
+        """Slots of `nbytes` for those keys that are neither present nor being written, as far as there is room.
+
+        A present object of another layout is replaced unless somebody holds it. What is present already becomes
+        recent. The caller owns the slots until `commit` or `abort`; only the engine's own have no deadline.
+        """
+        deadline = float("inf") if holder == ENGINE else time.monotonic() + self._write_ttl_s
+        reservation = Reservation(holder, deadline, [])
+        with self._lock:
+            for key in keys:
+                reservation.entries.append(self._reserve_one(key, nbytes, fingerprint, reservation))
+            if any(entry is not None for entry in reservation.entries):
+                reservation.number = next(self._numbers)
+                self._reservations[reservation.number] = reservation
+        return reservation
+
+    def _reserve_one(
+        self, key: ObjectKey, nbytes: int, fingerprint: bytes, reservation: Reservation
+    ) -> Entry | None:
+        present = self._index.entries.get(key)
+        if present is not None:
+            if present.state is State.READY and present.fingerprint == fingerprint:
+                self._index.policy.refresh(key)
+                return None
+            if present.state is State.WRITING or present.held:
+                return None
+            self._evict(present)
+            self._evictions.replaced += 1
+        if reservation.refused:
+            reservation.refused += 1
+            return None
+        offset = self._pool.allocate(nbytes)
+        if offset is None:
+            offset = self._make_room(nbytes)
+        if offset is None:
+            reservation.refused += 1
+            return None
+        entry = Entry(key, offset, nbytes, fingerprint)
+        self._index.add_writing(entry)
+        return entry
+
+    def _make_room(self, nbytes: int) -> int | None:
+        """Evicts the oldest contiguous run of evictable objects that leaves room for `nbytes`, and allocates."""
+        entries = self._index.entries
+        candidates = [entries[key] for key in islice(self._index.policy.oldest(), MAX_CANDIDATES)]
+        evictable = {entry.offset: entry for entry in candidates if not entry.held}
+        run = self._pool.find_run(nbytes, evictable)
+        if run is None:
+            return None
+        for offset in run:
+            self._evict(evictable[offset])
+        self._evictions.room += len(run)
+        return self._pool.allocate(nbytes)
+
+    def commit(self, reservation: Reservation) -> bool:
+        """Makes the written objects readable. False when any of them expired or was cleared; those slots are freed."""
+        with self._lock:
+            if self._reservations.pop(reservation.number, None) is None:
+                return False
+            granted = reservation.granted
+            complete = time.monotonic() < reservation.deadline
+            for entry in reversed(granted):
+                if entry.state is State.WRITING and complete:
+                    self._index.make_ready(entry)
+                else:
+                    complete = False
+                    self._drop_writing(entry)
+            return complete
+
+    def abort(self, reservation: Reservation) -> None:
+        """Gives the slots back; nobody ever saw the objects."""
+        with self._lock:
+            if self._reservations.pop(reservation.number, None) is not None:
+                for entry in reservation.granted:
+                    self._drop_writing(entry)
+
+    def _drop_writing(self, entry: Entry) -> None:
+        """Ends an entry whose writer has let go."""
+        if entry.state is State.WRITING:
+            self._index.remove(entry)
+        self._doomed.discard(entry)
+        self._pool.free(entry.offset)
+
+    # ---- reading
+
+    def lease_prefix(
+        self,
+        chunks: Sequence[Sequence[ObjectKey]],
+        fingerprints: frozenset[bytes],
+        owner: str,
+        scope: Scope,
+        readers: int,
+    ) -> int:
+        """Leases the longest readable prefix of `chunks` to `owner` and returns its length in chunks.
+
+        `chunks[i]` are the keys of chunk i, one per rank and group; a chunk counts when all are READY with one of
+        `fingerprints`, the same one along the prefix for each rank and group. `readers` leases are taken per object.
+        Leases which `owner` had before are given back in the same step.
+        """
+        deadline = time.monotonic() + self._read_ttl_s
+        with self._lock:
+            found: list[Entry] = []
+            hit = 0
+            row: list[bytes] = []
+            for keys in chunks:
+                entries = [self._index.readable(key) for key in keys]
+                present = [entry for entry in entries if entry is not None]
+                layouts = [entry.fingerprint for entry in present]
+                if len(present) < len(keys) or not fingerprints.issuperset(layouts) or (row and layouts != row):
+                    break
+                row = layouts
+                found += present
+                hit += 1
+            self._let_go(self._leases.replace(owner, scope, found, readers, deadline))
+            return hit
+
+    def release(self, owner: str, keys: Iterable[ObjectKey], readers: int) -> None:
+        """Gives back up to `readers` of the owner's leases on each key. What it does not hold is left alone."""
+        with self._lock:
+            self._let_go(self._leases.release(owner, keys, readers))
+
+    def pin(self, keys: Sequence[ObjectKey], fingerprint: bytes, holder: Holder, owner: str) -> Pin | None:
+        """Pins all of `keys` for a copy, or none: None when one is not READY with this layout.
+
+        One lease of `owner` on each key is given back, if it has one, also when the pin fails.
+        """
+        with self._lock:
+            entries = [self._index.readable(key) for key in keys]
+            usable = [entry for entry in entries if entry is not None and entry.fingerprint == fingerprint]
+            pin = None
+            if len(usable) == len(keys):
+                pin = Pin(holder, usable, next(self._numbers))
+                self._pins[pin.number] = pin
+                for entry in usable:
+                    entry.pins += 1
+                for entry in reversed(usable):
+                    self._index.policy.used(entry.key)
+            self._let_go(self._leases.release(owner, keys, 1))
+            return pin
+
+    def unpin(self, pin: Pin) -> None:
+        """The copy is over. A pin that was taken away meanwhile is no error."""
+        with self._lock:
+            self._unpin(pin)
+
+    def _unpin(self, pin: Pin) -> None:
+        if self._pins.pop(pin.number, None) is None:
+            return
+        for entry in pin.entries:
+            entry.pins -= 1
+        self._let_go(pin.entries)
+
+    def _let_go(self, entries: Iterable[Entry]) -> None:
+        """Frees those doomed entries that nobody holds any more."""
+        for entry in entries:
+            if entry.state is State.DOOMED and not entry.held and entry in self._doomed:
+                self._doomed.remove(entry)
+                self._pool.free(entry.offset)
+
+    def touch(self, keys: Sequence[ObjectKey]) -> None:
+        """Makes a prefix recent, its last chunk least. Absent keys are passed over."""
+        for start in range(len(keys), 0, -SLICE):
+            with self._lock:
+                for key in reversed(keys[max(0, start - SLICE) : start]):
+                    if self._index.readable(key) is not None:
+                        self._index.policy.refresh(key)
+
+    # ---- letting go
+
+    def evict_to(self, target_bytes: int) -> tuple[int, int]:
+        """Evicts oldest first until at most `target_bytes` are used. Returns (objects evicted, objects in the way)."""
+        return self._evict_while(
+            lambda: self._index.policy.oldest(), lambda: self._pool.used_bytes > target_bytes, "capacity"
+        )
+
+    def evict_over_quota(self) -> tuple[int, int]:
+        """Under IsolatedLRU: evicts each salt's oldest until its bytes are within its limit."""
+        policy = self._index.policy
+        if not isinstance(policy, IsolatedLRU):
+            return 0, 0
+        with self._lock:
+            over = policy.over_limit()
+        evicted = blocked = 0
+        for salt, excess in over:
+            with self._lock:
+                allowed = self._index.bytes_by_salt.get(salt, 0) - excess
+            done, held = self._evict_while(
+                lambda salt=salt: policy.oldest_of(salt),  # type: ignore[misc]  # binds this round's salt
+                lambda salt=salt, allowed=allowed: self._index.bytes_by_salt.get(salt, 0) > allowed,  # type: ignore[misc]
+                "quota",
+            )
+            evicted, blocked = evicted + done, blocked + held
+        return evicted, blocked
+
+    def _evict_while(
+        self, order: Callable[[], Iterator[ObjectKey]], wanted: Callable[[], bool], reason: str
+    ) -> tuple[int, int]:
+        evicted = passed = 0
+        while True:
+            with self._lock:
+                if not wanted():
+                    return evicted, passed
+                keys = list(islice(order(), passed, passed + SLICE))
+                if not keys:
+                    return evicted, passed
+                for key in keys:
+                    entry = self._index.entries[key]
+                    if entry.held:
+                        passed += 1
+                    elif wanted():
+                        self._evict(entry)
+                        evicted += 1
+                        setattr(self._evictions, reason, getattr(self._evictions, reason) + 1)
+
+    def _evict(self, entry: Entry) -> None:
+        salt = entry.key.cache_salt
+        self._evictions.by_salt[salt] = self._evictions.by_salt.get(salt, 0) + 1
+        self._index.remove(entry, evicted=True)
+        self._pool.free(entry.offset)
+
+    def clear(self, *, force: bool) -> ClearResult:
+        """Removes every object. Without `force`, leased, pinned and unwritten ones stay.
+
+        With `force` the table is empty at once; what is still held is doomed: out of sight, its slot freed when its
+        last holder lets go, and the commit of a doomed reservation answers false.
+        """
+        return self._clear_all() if force else self._clear_unheld()
+
+    def _clear_all(self) -> ClearResult:
+        with self._lock:
+            before = self._index.clear()
+            held = {entry for pin in self._pins.values() for entry in pin.entries}
+            held.update(entry for entry, _ in self._leases.leased_entries())
+            held.update(entry for reservation in self._reservations.values() for entry in reservation.granted)
+            doomed = len(held) - len(self._doomed)
+            for entry in held:
+                entry.state = State.DOOMED
+            self._doomed = held
+            self._pool.keep_only(entry.offset for entry in held)
+        return ClearResult(removed=len(before) - doomed, kept=0, doomed=doomed)
+
+    def _clear_unheld(self) -> ClearResult:
+        removed = 0
+        with self._lock:
+            keys = list(self._index.entries)
+        for start in range(0, len(keys), SLICE):
+            with self._lock:
+                for key in keys[start : start + SLICE]:
+                    entry = self._index.readable(key)
+                    if entry is not None and not entry.held:
+                        self._index.remove(entry)
+                        self._pool.free(entry.offset)
+                        removed += 1
+        with self._lock:
+            return ClearResult(removed, len(self._index), 0)
+
+    def expire(self) -> tuple[int, int]:
+        """Ends leases and reservations past their deadline. Returns (owners, reservations) that lost them.
+
+        The slot of an expired reservation is not used again before its client commits, unregisters or is reaped: the
+        client may still be writing.
+        """
+        now, owners, reservations = time.monotonic(), 0, 0
+        while True:
+            with self._lock:
+                if not self._leases.due(now):
+                    break
+                self._let_go(self._leases.expire(now))
+                owners += 1
+        with self._lock:
+            late = [late for late in self._reservations.values() if late.deadline <= now]
+            for reservation in late:
+                reservations += self._doom(reservation)
+        return owners, reservations
+
+    def _doom(self, reservation: Reservation) -> bool:
+        writing = [entry for entry in reservation.granted if entry.state is State.WRITING]
+        for entry in writing:
+            self._index.remove(entry)
+            entry.state = State.DOOMED
+            self._doomed.add(entry)
+        return bool(writing)
+
+    def release_holder(self, holder: int) -> tuple[int, int]:
+        """Takes away all pins and reservations of a client that is gone. Returns how many of each."""
+        with self._lock:
+            pins = [pin for pin in self._pins.values() if pin.holder == holder]
+            reservations = [held for held in self._reservations.values() if held.holder == holder]
+            for pin in pins:
+                self._unpin(pin)
+            for reservation in reservations:
+                del self._reservations[reservation.number]
+                for entry in reservation.granted:
+                    self._drop_writing(entry)
+        return len(pins), len(reservations)
+
+    def release_scope(self, scope: Scope) -> None:
+        """Ends all leases taken for a (model, world size) that has no worker any more."""
+        with self._lock:
+            self._let_go(self._leases.drop_scope(scope))
+
+    # ---- looking
+
+    def usage(self) -> tuple[int, int]:
+        """(bytes of the pool in use, bytes of the pool)."""
+        return self._pool.used_bytes, self._pool.capacity
+
+    def bytes_by_salt(self) -> dict[str, int]:
+        """Readable bytes of each salt."""
+        with self._lock:
+            return dict(self._index.bytes_by_salt)
+
+    def take_changed_salts(self) -> dict[str, int]:
+        """Readable bytes of the salts that changed since the last call; 0 for one that has nothing left."""
+        with self._lock:
+            changed, self._index.changed_salts = self._index.changed_salts, set()
+            return {salt: self._index.bytes_by_salt.get(salt, 0) for salt in changed}
+
+    def take_evictions(self) -> EvictionCounts:
+        """Evictions since the last call."""
+        with self._lock:
+            taken, self._evictions = self._evictions, EvictionCounts()
+            return taken
+
+    def report(self) -> dict[str, int]:
+        """Counts of everything, consistent with each other."""
+        with self._lock:
+            leased = {entry for entry, _ in self._leases.leased_entries()}
+            pinned = {entry for pin in self._pins.values() for entry in pin.entries}
+            return {
+                "total_object_count": len(self._index),
+                "write_locked_count": self._index.num_writing,
+                "read_locked_count": len(leased | pinned),
+                "lease_owners": len(self._leases),
+                "leases": self._leases.total,
+                "leased_objects": len(leased),
+                "pins": len(self._pins),
+                "pinned_objects": len(pinned),
+                "reservations": len(self._reservations),
+                "doomed_objects": len(self._doomed),
+                "doomed_bytes": sum(self._pool.slot_size(entry.offset) for entry in self._doomed),
+                "memory_used_bytes": self._pool.used_bytes,
+                "memory_total_bytes": self._pool.capacity,
+                "largest_hole_bytes": self._pool.largest_hole,
+                "num_holes": self._pool.num_holes,
+            }
+
+    def check(self) -> None:
+        """Asserts the invariants: no overlap, no leak, bytes = sums, order = table, every hold has a holder."""
+        with self._lock:
+            self._index.check()
+            entries = list(self._index.entries.values()) + list(self._doomed)
+            offsets = [entry.offset for entry in entries]
+            assert sorted(offsets) == sorted(self._pool.check()), "slots and objects do not match one to one"
+            assert all(self._pool.slot_size(entry.offset) >= entry.nbytes for entry in entries), "a slot is too small"
+            pins: dict[Entry, int] = {}
+            for pin in self._pins.values():
+                for entry in pin.entries:
+                    pins[entry] = pins.get(entry, 0) + 1
+            leases: dict[Entry, int] = {}
+            for entry, number in self._leases.leased_entries():
+                leases[entry] = leases.get(entry, 0) + number
+            writing = [entry for held in self._reservations.values() for entry in held.granted]
+            known = set(entries)
+            assert known.issuperset(pins) and known.issuperset(leases) and known.issuperset(writing), "a ghost is held"
+            assert len(writing) == len(set(writing)), "an object is reserved twice"
+            assert sum(leases.values()) == self._leases.total, "leases are miscounted"
+            for entry in entries:
+                assert entry.pins == pins.get(entry, 0), f"{entry.key} has {entry.pins} pins, {pins.get(entry, 0)} known"
+                assert entry.leases == leases.get(entry, 0), f"{entry.key} has {entry.leases} leases"
+                assert (entry.state is State.WRITING) <= (entry in set(writing)), f"{entry.key} has no writer"
+                if entry.state is State.DOOMED:
+                    assert entry.held or entry in writing, f"doomed {entry.key} is held by nobody"
