@@ -9,7 +9,7 @@ engine-driven  EngineDrivenRegistration      one C-contiguous array, shape (2, l
 blocks         TensorDescriptor and KVGroup  group by group, layer by layer, plane by plane, blocks in token
                (geometry in engine/device)   order; inside a block as it lies in the client's memory
 
-The fingerprint of a layout covers everything that must agree before bytes stored by one client may be handed to another.
+The fingerprint of a layout covers all that must agree before bytes stored by one client may be handed to another.
 """
 
 from collections.abc import Mapping, Sequence

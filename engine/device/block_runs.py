@@ -6,6 +6,7 @@ the object as well share a buffer. Neighbouring ids, descending ids and interlea
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -34,10 +35,10 @@ class PieceTable:
     Segments are told apart by the bits above SEGMENT_SHIFT, so pieces of two segments never seem to touch.
     """
 
-    def __init__(self, layers: Sequence[LayerGeometry], segments: Sequence[int], blocks: int, object_start: int) -> None:
-        """`blocks` of each chunk are kept; the group's bytes begin at `object_start` of the object."""
+    def __init__(self, layers: Sequence[LayerGeometry], segments: Sequence[int], blocks: int, start: int) -> None:
+        """`blocks` of each chunk are kept; the group's bytes begin at byte `start` of the object."""
         rows: list[tuple[int, int, int, int, int]] = []
-        at = object_start
+        at = start
         for layer, segment in zip(layers, segments, strict=True):
             for plane in layer.plane_offsets:
                 for number, piece in enumerate(layer.piece_offsets):
@@ -76,7 +77,7 @@ def _merged(source: Offsets, target: Offsets, length: Offsets) -> Iterator[Trans
     calls.append(len(source))
     sources, targets, lengths = source.tolist(), target.tolist(), length.tolist()
     mask = (1 << SEGMENT_SHIFT) - 1
-    for begin, end in zip(calls, calls[1:], strict=False):
+    for begin, end in pairwise(calls):
         for low in range(begin, end, IOV_MAX):
             high = min(low + IOV_MAX, end)
             ranges = [(targets[i], targets[i] + lengths[i]) for i in range(low, high)]

@@ -1,7 +1,7 @@
 """MD5 of registered blocks, to compare what is in client memory before a store and after a retrieve.
 
-Each layer's blocks are taken along its block axis, in order; a chunk of them is hashed in the layer's own axis order, in C order.
-bfloat16 is widened to float32 first, as other servers do.
+Each layer's blocks are taken along its block axis, in order; a chunk of them is hashed in C order of the layer's own
+axes. bfloat16 is widened to float32 first, as other servers do.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -10,8 +10,8 @@ Job = Callable[[], None]
 class Copier:
     """Runs batches of jobs on two threads. Any number of threads may call `run` at the same time.
 
-    Whoever is free takes the batch's next job, so a batch is done at the latest when its caller has done all of it: a helper that
-    is busy with another batch delays nobody. Batches wait for the helper in order; at most one per calling thread.
+    Whoever is free takes the batch's next job, so a batch is done at the latest when its caller has done all of it: a
+    helper that is busy with another batch delays nobody. At most one batch per calling thread waits for the helper.
     """
 
     def __init__(self, name: str = "copy-helper") -> None:
@@ -22,7 +22,7 @@ class Copier:
         self._helper.start()
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Return when all jobs are done. The first exception of a job is raised here; jobs not yet begun are then left out."""
+        """Return when all jobs are done. Raises the first exception of a job; jobs not yet begun are then left out."""
         batch = _Batch(jobs)
         shared = len(jobs) > 1
         if shared:
@@ -74,7 +74,7 @@ class _Batch:
                 self._running += 1
             try:
                 job()
-            except BaseException as error:  # handed to the caller by finish()
+            except BaseException as error:  # noqa: BLE001 - raised again by finish() in the thread that asked
                 self._record(error)
             finally:
                 with self._changed:

@@ -1,7 +1,8 @@
 """KV tensors in POSIX shared memory of the client.
 
-The memory is never mapped: bytes go between the segment and the slot with preadv and pwritev on the segment's descriptor. A client
-that truncates its segment makes a copy fail; it cannot raise SIGBUS here. Both calls release the GIL.
+The memory is never mapped: bytes go between the segment and the slot with preadv and pwritev on the segment's
+descriptor. A client that truncates its segment makes a copy fail; it cannot raise SIGBUS here. Both calls release the
+GIL.
 """
 
 import os

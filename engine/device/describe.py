@@ -38,9 +38,7 @@ def _alike(layers: tuple[LayerGeometry, ...]) -> list[list[LayerGeometry]]:
     return list(alike.values())
 
 
-def _kernel_group(
-    number: int, group: GroupGeometry, layers: list[LayerGeometry], position: int
-) -> dict[str, object]:
+def _kernel_group(number: int, group: GroupGeometry, layers: list[LayerGeometry], position: int) -> dict[str, object]:
     first = layers[0]
     return {
         "kernel_group_idx": number,

@@ -42,7 +42,10 @@ _LAYOUT_OF_HINT = {"NHD": "NHD", "BLNHC": "NHD", "HND": "HND", "BLHNC": "HND"}
 
 @dataclass(frozen=True, slots=True)
 class LayerGeometry:
-    """Offsets, strides and sizes in bytes from the start of the layer's segment; `memory_order`: inner axes, outermost first."""
+    """Offsets, strides and sizes are bytes, offsets from the start of the segment.
+
+    `memory_order` names the inner axes longer than 1, outermost in memory first.
+    """
 
     index: int
     descriptor: TensorDescriptor
@@ -63,7 +66,7 @@ class LayerGeometry:
 
 @dataclass(frozen=True, slots=True)
 class GroupGeometry:
-    """One group: `kept_blocks` are the last blocks of each chunk, fewer than all of them under a small sliding window."""
+    """One group. `kept_blocks` counts the last blocks of each chunk: not all under a small sliding window."""
 
     group: KVGroup
     layers: tuple[LayerGeometry, ...]
@@ -205,7 +208,9 @@ def _canonical_text(groups: Sequence[GroupGeometry], chunk_size: int) -> str:
     lines = [f"blocks 1 chunk={chunk_size}"]
     for group in groups:
         kept = f"kept={group.kept_blocks}/{group.blocks_per_chunk}"
-        lines.append(f"group tokens_per_block={group.tokens_per_block} {kept} recurrent={group.group.recurrent_state:d}")
+        lines.append(
+            f"group tokens_per_block={group.tokens_per_block} {kept} recurrent={group.group.recurrent_state:d}"
+        )
         for layer in group.layers:
             inner = dimensions(layer.descriptor.shape[layer.block_axis + 1 :])
             where = f"planes={len(layer.plane_offsets)} inner={inner} order={dimensions(layer.memory_order)}"

@@ -15,8 +15,9 @@ BlockIds = Sequence[Sequence[int]]
 class KVTensors(Protocol):
     """KV memory that a client registered.
 
-    Ids are checked once per request with `check_block_ids`; the verbs that copy rely on that. Copies of different chunks may
-    run in several threads at once. `close` may come while they run: they finish, later ones raise ClientMemoryError.
+    Ids are checked once per request with `check_block_ids`; the verbs that copy rely on that. Copies of different
+    chunks may run in several threads at once. `close` may come while they run: they finish, later ones raise
+    ClientMemoryError.
     """
 
     layout: ObjectLayout
@@ -24,7 +25,7 @@ class KVTensors(Protocol):
     num_blocks: tuple[int, ...]
 
     def check_block_ids(self, block_ids: BlockIds, num_chunks: int) -> None:
-        """Raises NotEnoughBlocks for a list too short for `num_chunks`, BadRequest for other lists and ids than exist."""
+        """Raises NotEnoughBlocks for a list too short for `num_chunks`, BadRequest for any other fault in the lists."""
 
     def null_chunks(self, block_ids: BlockIds, num_chunks: int) -> set[int]:
         """Chunks whose ids are 0 in every group: the inference engine keeps no data for them."""
