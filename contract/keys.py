@@ -1,0 +1,106 @@
+"""Every Redis key of the system. No other module spells a key name.
+
+`{I}` is the instance id in braces, so that all keys of one instance share a cluster slot.
+
+key                       type    written by        what                                        lives
+------------------------  ------  ----------------  ------------------------------------------  ---------------------
+larder:{I}:engine         hash    engine            the heartbeat: boot, pid, state, beat       3 s after a beat
+larder:{I}:commands       stream  web               commands waiting or running                 until answered
+larder:{I}:command:ID     string  web, then engine  `seen`, or `started <boot id>`              10 min
+larder:{I}:reply:ID       list    engine            one JSON reply                              60 s
+larder:{I}:dead           stream  engine            commands given up on, with the reason       the newest 1000
+larder:{I}:snapshot:NAME  hash    engine            body (JSON), number, taken_at, boot_id      for ever, overwritten
+larder:{I}:quota          hash    engine            salt -> limit in bytes, the authority       for ever
+larder:{I}:quota:epoch    string  engine            names the life of the quota hash            for ever
+larder:{I}:usage          hash    engine            salt -> {"l1_bytes": n}                     the engine's boot
+larder:{I}:audit          stream  web               admin actions and their results             the newest 10000
+larder:instances          hash    engine            instance id -> {"boot_id", "address", ...}  removed at a clean stop
+"""
+
+from dataclasses import dataclass
+
+INSTANCES = "larder:instances"
+
+PATTERNS = (
+    "larder:{I}:engine",
+    "larder:{I}:commands",
+    "larder:{I}:command:ID",
+    "larder:{I}:reply:ID",
+    "larder:{I}:dead",
+    "larder:{I}:snapshot:NAME",
+    "larder:{I}:quota",
+    "larder:{I}:quota:epoch",
+    "larder:{I}:usage",
+    "larder:{I}:audit",
+    INSTANCES,
+)
+
+DEAD_MAX_ENTRIES = 1000
+AUDIT_MAX_ENTRIES = 10_000
+REPLY_TTL_S = 60
+SEEN_TTL_S = 600
+
+# The salt of a request without one is the empty string. A hash field may not look empty to a reader.
+DEFAULT_SALT_FIELD = "_default"
+
+
+def salt_to_field(cache_salt: str) -> str:
+    """The hash field under which a salt is kept; the empty salt has a name of its own."""
+    return cache_salt or DEFAULT_SALT_FIELD
+
+
+def field_to_salt(field: str) -> str:
+    """The salt kept under a hash field."""
+    return "" if field == DEFAULT_SALT_FIELD else field
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys of one instance."""
+
+    instance_id: str
+
+    def _key(self, rest: str) -> str:
+        return f"larder:{{{self.instance_id}}}:{rest}"
+
+    @property
+    def engine(self) -> str:
+        return self._key("engine")
+
+    @property
+    def commands(self) -> str:
+        return self._key("commands")
+
+    def command(self, command_id: str) -> str:
+        return self._key(f"command:{command_id}")
+
+    def reply(self, command_id: str) -> str:
+        return self._key(f"reply:{command_id}")
+
+    @property
+    def dead(self) -> str:
+        return self._key("dead")
+
+    def snapshot(self, name: str) -> str:
+        return self._key(f"snapshot:{name}")
+
+    @property
+    def quota(self) -> str:
+        return self._key("quota")
+
+    @property
+    def quota_epoch(self) -> str:
+        return self._key("quota:epoch")
+
+    @property
+    def usage(self) -> str:
+        return self._key("usage")
+
+    @property
+    def audit(self) -> str:
+        return self._key("audit")
+
+    @property
+    def instances(self) -> str:
+        """Shared by all instances of this Redis."""
+        return INSTANCES

@@ -1,0 +1,219 @@
+"""Every setting, its sources and what it may be.
+
+A value comes from the first of: the flag `--l1-size-gb`, the environment's `LARDER_L1_SIZE_GB`, the YAML file's
+`l1_size_gb`, the default. The file is named by `--config` or `LARDER_CONFIG`. Tokens have no flag, since a command
+line is for all to see. An empty value in the environment or the file means "not set". Rows for people:
+docs/configuration.md.
+"""
+
+import argparse
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from contract import setting_rules as rules
+from contract.errors import ContractError
+from contract.redis_client import mask_password
+
+ENVIRONMENT_PREFIX = "LARDER_"
+CONFIG_ENVIRONMENT = "LARDER_CONFIG"
+#: Names with our prefix that are no settings.
+OTHER_ENVIRONMENT = (CONFIG_ENVIRONMENT, "LARDER_REQUIRE")
+MIB = 1024**2
+
+
+class SettingError(ContractError):
+    """A setting that stops the start; the text names it, its value and source, and what is allowed."""
+
+
+def _setting(default: Any, rule: rules.Rule, help_text: str, *, flag: bool = True, alias: str = "") -> Any:
+    metadata = {"rule": rule, "help": help_text, "flag": flag, "alias": alias}
+    return field(default=default, metadata=metadata, repr=flag and not alias)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of one instance, checked."""
+
+    l1_size_gb: float = _setting(2.0, rules.number(above=0), "size of L1, the cache in host memory, in GiB")
+    chunk_size: int = _setting(256, rules.integer(1, 65536), "tokens per chunk; only whole chunks are cached")
+    hash_algorithm: str = _setting(
+        "blake3", rules.one_of("blake3", "sha256_cbor", "builtin"), "how tokens become the key of a chunk"
+    )
+    eviction_policy: str = _setting(
+        "LRU", rules.one_of("LRU", "IsolatedLRU", "ARC", "noop"), "who leaves L1 first; quotas act under IsolatedLRU"
+    )
+    eviction_trigger_watermark: float = _setting(
+        0.8, rules.number(above=0, most=1), "share of L1 in use at which eviction begins"
+    )
+    eviction_ratio: float = _setting(0.2, rules.number(above=0, most=1), "share of the watermark that eviction frees")
+    host: str = _setting("127.0.0.1", rules.text(255), "address of the data plane")
+    port: int = _setting(5555, rules.integer(0, 65535), "port of the data plane; 0 = a free one")
+    http_host: str = _setting("0.0.0.0", rules.text(255), "address of the HTTP API")
+    http_port: int = _setting(8080, rules.integer(1, 65535), "port of the HTTP API")
+    shm_name: str = _setting(
+        "",
+        rules.shared_memory_name(),
+        "shared memory segment of L1; empty = a name made from instance and boot id; "
+        "off = not offered to clients, their data travels in messages",
+    )
+    supported_transfer_mode: str = _setting(
+        "auto", rules.one_of("auto", "lmcache_driven", "engine_driven"), "which clients may register"
+    )
+    l1_write_ttl_seconds: float = _setting(600.0, rules.number(above=0), "time from a client's prepare to its commit")
+    l1_read_ttl_seconds: float = _setting(
+        300.0, rules.number(above=0), "time a looked-up object is kept for its reader"
+    )
+    worker_reap_timeout_seconds: float = _setting(
+        120.0, rules.number(least=0), "silence after which a worker that has pinged is removed; 0 = never"
+    )
+    worker_registration_grace_seconds: float = _setting(
+        3600.0, rules.number(least=0), "silence allowed to a worker that has never pinged"
+    )
+    session_ttl_seconds: float = _setting(600.0, rules.number(above=0), "idle time after which a session is dropped")
+    max_message_bytes: int = _setting(
+        512 * MIB, rules.integer(MIB, 16384 * MIB), "longest message the data plane accepts"
+    )
+    max_message_mode_bytes: int = _setting(
+        1024 * MIB, rules.integer(MIB, 65536 * MIB), "bytes of KV data travelling in messages at any one time"
+    )
+    instance_id: str = _setting("default", rules.name(64), "names this instance's keys in Redis")
+    data_dir: str = _setting("./data", rules.text(4096), "directory of the embedded Redis and of run files")
+    redis_url: str = _setting(
+        "", rules.redis_url(), "an external Redis; empty = the embedded one on redis_port", alias="REDIS_URL"
+    )
+    redis_port: int = _setting(6380, rules.integer(1, 65535), "port of the embedded Redis, on loopback")
+    web_workers: int = _setting(2, rules.integer(1, 64), "gunicorn worker processes")
+    web_threads: int = _setting(16, rules.integer(2, 256), "threads per gunicorn worker")
+    command_queue_max: int = _setting(1000, rules.integer(1, 100_000), "commands waiting or running before 503")
+    command_queue_max_bytes: int = _setting(
+        64 * MIB, rules.integer(65536, 1024 * MIB), "bytes of commands waiting or running before 503"
+    )
+    log_level: str = _setting("INFO", rules.one_of("DEBUG", "INFO", "WARNING", "ERROR"), "least level that is logged")
+    admin_token: str = _setting("", rules.token(), "opens the admin routes; empty = loopback only", flag=False)
+    read_token: str = _setting("", rules.token(), "opens the read routes; empty = open", flag=False)
+
+    @property
+    def effective_redis_url(self) -> str:
+        """Where Redis is: the external one, or the embedded one's address."""
+        return self.redis_url or f"redis://127.0.0.1:{self.redis_port}/0"
+
+    @property
+    def run_dir(self) -> Path:
+        """Where heartbeat and lock files live."""
+        return Path(self.data_dir) / "run"
+
+    def as_environ(self) -> dict[str, str]:
+        """The environment that makes a child load equal settings, together with nothing else of ours."""
+        values = {environment_name(item.name): getattr(self, item.name) for item in dataclasses.fields(self)}
+        return {name: str(value) for name, value in values.items() if value != ""}
+
+
+def flag_name(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def environment_name(name: str) -> str:
+    return ENVIRONMENT_PREFIX + name.upper()
+
+
+def load_settings(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Settings:
+    """The settings from flags (without the program's name; None = no flags), environment and file.
+
+    Raises SettingError. `--help` prints the flags and exits.
+    """
+    flags = vars(_parser().parse_args(list(argv or ())))
+    config_path = flags.pop("config") or environ.get(CONFIG_ENVIRONMENT, "")
+    from_file = _read_file(config_path) if config_path else {}
+    _refuse_misspelled(environ)
+    values: dict[str, Any] = {}
+    for item in dataclasses.fields(Settings):
+        found = _find(item, flags, environ, from_file, config_path)
+        if found is not None:
+            values[item.name] = _parse(item, *found)
+    return Settings(**values)
+
+
+def _find(
+    item: "dataclasses.Field[Any]",
+    flags: Mapping[str, str | None],
+    environ: Mapping[str, str],
+    from_file: Mapping[str, str],
+    config_path: str,
+) -> tuple[str, str] | None:
+    """The first source's text and the source's name, or None for the default."""
+    flag = flags.get(item.name)
+    if flag is not None:
+        return flag, flag_name(item.name)
+    for name in (environment_name(item.name), item.metadata["alias"]):
+        if name and environ.get(name):
+            return environ[name], name
+    if from_file.get(item.name):
+        return from_file[item.name], config_path
+    return None
+
+
+def _parse(item: "dataclasses.Field[Any]", text: str, source: str) -> Any:
+    rule: rules.Rule = item.metadata["rule"]
+    if text == item.default == "":
+        return ""
+    try:
+        return rule.parse(text)
+    except ValueError as error:
+        shown = repr(mask_password(text)) if item.metadata["flag"] else "a value that is not shown"
+        raise SettingError(f"{item.name}: got {shown} (from {source}), allowed: {rule.allowed}") from error
+
+
+def _read_file(path: str) -> dict[str, str]:
+    """The YAML file's values as texts. BaseLoader leaves `off` and `1e3` as they are written."""
+    try:
+        loaded = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingError(f"config: got {path!r}, which cannot be read: {error}") from error
+    if loaded in (None, ""):
+        return {}
+    if not isinstance(loaded, dict):
+        raise SettingError(f"config: got {path!r}, allowed: a YAML file of `name: value` lines")
+    known = [item.name for item in dataclasses.fields(Settings)]
+    for name, value in loaded.items():
+        if name not in known:
+            raise SettingError(f"config: {path} sets {name!r}, which is no setting{_hint(str(name), known)}")
+        if not isinstance(value, str):
+            raise SettingError(f"{name}: got {value!r} (from {path}), allowed: a single value")
+    return loaded
+
+
+def _refuse_misspelled(environ: Mapping[str, str]) -> None:
+    """An unknown LARDER_ name near one of ours is taken for a typo; others may belong to somebody else."""
+    known = [environment_name(item.name) for item in dataclasses.fields(Settings)]
+    for name in environ:
+        if name.startswith(ENVIRONMENT_PREFIX) and name not in known and name not in OTHER_ENVIRONMENT:
+            hint = _hint(name, known)
+            if hint:
+                raise SettingError(f"{name} in the environment is no setting{hint}")
+
+
+def _hint(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise SettingError(message)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="larder server", allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE", help="YAML file of settings")
+    for item in dataclasses.fields(Settings):
+        if item.metadata["flag"]:
+            rule: rules.Rule = item.metadata["rule"]
+            text = f"{item.metadata['help']} ({rule.allowed}; default {item.default!r})"
+            parser.add_argument(flag_name(item.name), metavar="VALUE", help=text.replace("%", "%%"))
+    return parser

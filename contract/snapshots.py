@@ -1,0 +1,73 @@
+"""What the engine publishes for cheap reads: one hash per name, read with its age.
+
+Ages are by Redis's clock on both sides, so the web tier may live on another host than the engine.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import redis
+
+from contract.errors import RedisAway
+from contract.keys import Keys
+from contract.redis_client import describe, redis_time_s
+
+STATUS = "status"
+CONF = "conf"
+PERIODIC_THREADS = "periodic_threads"
+METRICS = "metrics"
+NAMES = (STATUS, CONF, PERIODIC_THREADS, METRICS)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One published body. `taken_at` is Redis's clock when its making began; `number` grows with each one."""
+
+    name: str
+    body: Any
+    number: int
+    taken_at: float
+    boot_id: str
+    age_s: float
+
+
+def publish(
+    client: redis.Redis, keys: Keys, name: str, body: Any, boot_id: str, *, taken_at: float | None = None
+) -> None:
+    """Replaces the snapshot `name`. `taken_at` (Redis's clock) defaults to now. Raises redis.RedisError."""
+    publish_all(client, keys, {name: body}, boot_id, taken_at=redis_time_s(client) if taken_at is None else taken_at)
+
+
+def publish_all(client: redis.Redis, keys: Keys, bodies: Mapping[str, Any], boot_id: str, *, taken_at: float) -> None:
+    """Replaces several snapshots at once: a reader sees all of them or none. Raises redis.RedisError."""
+    with client.pipeline(transaction=True) as pipeline:
+        for name, body in bodies.items():
+            key = keys.snapshot(name)
+            text = json.dumps(body, separators=(",", ":"))
+            pipeline.hset(key, mapping={"body": text, "taken_at": f"{taken_at:.6f}", "boot_id": boot_id})
+            pipeline.hincrby(key, "number", 1)
+        pipeline.execute()
+
+
+def read(client: redis.Redis, keys: Keys, name: str) -> Snapshot | None:
+    """The last published snapshot, or None when there never was one. Raises RedisAway."""
+    try:
+        with client.pipeline(transaction=False) as pipeline:
+            pipeline.hgetall(keys.snapshot(name))
+            pipeline.time()
+            fields, (seconds, microseconds) = cast(tuple[dict[str, str], tuple[int, int]], tuple(pipeline.execute()))
+    except redis.RedisError as error:
+        raise RedisAway(describe(error)) from error
+    if not {"body", "number", "taken_at", "boot_id"} <= fields.keys():
+        return None
+    taken_at = float(fields["taken_at"])
+    return Snapshot(
+        name=name,
+        body=json.loads(fields["body"]),
+        number=int(fields["number"]),
+        taken_at=taken_at,
+        boot_id=fields["boot_id"],
+        age_s=max(0.0, seconds + microseconds / 1e6 - taken_at),
+    )
