@@ -4,7 +4,7 @@ from array import array
 from dataclasses import dataclass
 
 from engine.errors import BadRequest
-from engine.object_key import MAX_WORLD_SIZE, check_cache_salt, check_model_name
+from engine.object_key import MAX_WORLD_SIZE, check_cache_salt, check_model_name, pack_kv_rank
 
 #: Most tokens one request may name.
 MAX_TOKENS = 1_000_000
@@ -31,6 +31,17 @@ class CacheRequest:
     request_id: str
     cache_salt: str = ""
     num_kv_readers: int = 1
+
+    def kv_rank(self) -> int:
+        """The packed rank of the request's own worker. Raises BadRequest when it names none."""
+        if self.worker_id is None:
+            raise BadRequest("worker_id is missing: a transfer is about one worker's objects")
+        return pack_kv_rank(self.world_size, self.worker_id)
+
+    def kv_ranks(self) -> list[int]:
+        """The packed ranks the request is about: its worker's, or those of the whole world size."""
+        workers = range(self.world_size) if self.worker_id is None else (self.worker_id,)
+        return [pack_kv_rank(self.world_size, worker_id) for worker_id in workers]
 
     def chunk_range(self, chunk_size: int) -> range:
         """Chunk indices of `[start, end)`, `end` rounded down to whole chunks.
@@ -71,6 +82,4 @@ def make_request(
             raise BadRequest(f"{name} has {len(text)} characters, at most {MAX_NAME_CHARACTERS} are allowed")
     check_model_name(model_name)
     check_cache_salt(cache_salt)
-    return CacheRequest(
-        model_name, world_size, worker_id, tokens, start, end, request_id, cache_salt, num_kv_readers
-    )
+    return CacheRequest(model_name, world_size, worker_id, tokens, start, end, request_id, cache_salt, num_kv_readers)

@@ -3,78 +3,23 @@
 The table and its states are in index.py, leases in leases.py, free space in pool.py, the order in eviction.py.
 """
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import count, islice
 
 from engine.l1.eviction import EvictionPolicy, IsolatedLRU
+from engine.l1.holds import ENGINE, ClearResult, EvictionCounts, Holder, Pin, Reservation
 from engine.l1.index import Entry, Index, State
+from engine.l1.invariants import check_invariants
 from engine.l1.leases import LeaseBook, Scope
 from engine.l1.pool import SlotPool
 from engine.object_key import ObjectKey
-
-logger = logging.getLogger(__name__)
 
 #: Most table rows one hold of the lock works through when nobody needs them all at once.
 SLICE = 256
 #: Most entries looked at to make room for one reservation.
 MAX_CANDIDATES = 16384
-#: Holder of copies the engine makes itself; they end by themselves, so nobody takes them away.
-ENGINE = "engine"
-
-#: Who holds a pin or a reservation: an instance id, or ENGINE.
-Holder = int | str
-
-
-@dataclass(slots=True, eq=False)
-class Reservation:
-    """Objects being written. `entries[i]` belongs to the i-th key asked for; None = not granted.
-
-    `refused` counts keys for which there was no room.
-    """
-
-    holder: Holder
-    deadline: float
-    entries: list[Entry | None]
-    refused: int = 0
-    number: int = 0
-
-    @property
-    def granted(self) -> list[Entry]:
-        """The entries to be written."""
-        return [entry for entry in self.entries if entry is not None]
-
-
-@dataclass(slots=True, eq=False)
-class Pin:
-    """Objects in use by one copy. Their slots stay as they are until `unpin`."""
-
-    holder: Holder
-    entries: list[Entry]
-    number: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class ClearResult:
-    """How many objects went, stayed, and went from view but are still held by somebody."""
-
-    removed: int
-    kept: int
-    doomed: int
-
-
-@dataclass(slots=True)
-class EvictionCounts:
-    """Objects that left, by reason."""
-
-    capacity: int = 0
-    quota: int = 0
-    room: int = 0
-    replaced: int = 0
-    by_salt: dict[str, int] = field(default_factory=dict)
 
 
 class L1Cache:
@@ -114,9 +59,7 @@ class L1Cache:
                 self._reservations[reservation.number] = reservation
         return reservation
 
-    def _reserve_one(
-        self, key: ObjectKey, nbytes: int, fingerprint: bytes, reservation: Reservation
-    ) -> Entry | None:
+    def _reserve_one(self, key: ObjectKey, nbytes: int, fingerprint: bytes, reservation: Reservation) -> Entry | None:
         present = self._index.entries.get(key)
         if present is not None:
             if present.state is State.READY and present.fingerprint == fingerprint:
@@ -124,8 +67,7 @@ class L1Cache:
                 return None
             if present.state is State.WRITING or present.held:
                 return None
-            self._evict(present)
-            self._evictions.replaced += 1
+            self._evict(present, "replaced")
         if reservation.refused:
             reservation.refused += 1
             return None
@@ -148,8 +90,7 @@ class L1Cache:
         if run is None:
             return None
         for offset in run:
-            self._evict(evictable[offset])
-        self._evictions.room += len(run)
+            self._evict(evictable[offset], "room")
         return self._pool.allocate(nbytes)
 
     def commit(self, reservation: Reservation) -> bool:
@@ -308,13 +249,12 @@ class L1Cache:
                     if entry.held:
                         passed += 1
                     elif wanted():
-                        self._evict(entry)
+                        self._evict(entry, reason)
                         evicted += 1
-                        setattr(self._evictions, reason, getattr(self._evictions, reason) + 1)
 
-    def _evict(self, entry: Entry) -> None:
-        salt = entry.key.cache_salt
-        self._evictions.by_salt[salt] = self._evictions.by_salt.get(salt, 0) + 1
+    def _evict(self, entry: Entry, reason: str) -> None:
+        self._evictions.by_reason[reason] += 1
+        self._evictions.by_salt[entry.key.cache_salt] += 1
         self._index.remove(entry, evicted=True)
         self._pool.free(entry.offset)
 
@@ -448,26 +388,6 @@ class L1Cache:
     def check(self) -> None:
         """Asserts the invariants: no overlap, no leak, bytes = sums, order = table, every hold has a holder."""
         with self._lock:
-            self._index.check()
-            entries = list(self._index.entries.values()) + list(self._doomed)
-            offsets = [entry.offset for entry in entries]
-            assert sorted(offsets) == sorted(self._pool.check()), "slots and objects do not match one to one"
-            assert all(self._pool.slot_size(entry.offset) >= entry.nbytes for entry in entries), "a slot is too small"
-            pins: dict[Entry, int] = {}
-            for pin in self._pins.values():
-                for entry in pin.entries:
-                    pins[entry] = pins.get(entry, 0) + 1
-            leases: dict[Entry, int] = {}
-            for entry, number in self._leases.leased_entries():
-                leases[entry] = leases.get(entry, 0) + number
-            writing = [entry for held in self._reservations.values() for entry in held.granted]
-            known = set(entries)
-            assert known.issuperset(pins) and known.issuperset(leases) and known.issuperset(writing), "a ghost is held"
-            assert len(writing) == len(set(writing)), "an object is reserved twice"
-            assert sum(leases.values()) == self._leases.total, "leases are miscounted"
-            for entry in entries:
-                assert entry.pins == pins.get(entry, 0), f"{entry.key} has {entry.pins} pins, {pins.get(entry, 0)} known"
-                assert entry.leases == leases.get(entry, 0), f"{entry.key} has {entry.leases} leases"
-                assert (entry.state is State.WRITING) <= (entry in set(writing)), f"{entry.key} has no writer"
-                if entry.state is State.DOOMED:
-                    assert entry.held or entry in writing, f"doomed {entry.key} is held by nobody"
+            check_invariants(
+                self._index, self._pool, self._leases, self._reservations.values(), self._pins.values(), self._doomed
+            )

@@ -208,9 +208,7 @@ class ARC(EvictionPolicy):
         while self._ghosts_once and len(self._once) + len(self._ghosts_once) > self._capacity:
             self._ghosts_once.popitem(last=False)
         resident = len(self._once) + len(self._again)
-        while self._ghosts_again and (
-            resident + len(self._ghosts_once) + len(self._ghosts_again) > 2 * self._capacity
-        ):
+        while self._ghosts_again and (resident + len(self._ghosts_once) + len(self._ghosts_again) > 2 * self._capacity):
             self._ghosts_again.popitem(last=False)
 
 

@@ -34,9 +34,7 @@ class LeaseBook:
     def __len__(self) -> int:
         return len(self._owners)
 
-    def replace(
-        self, owner: str, scope: Scope, entries: Iterable[Entry], count: int, deadline: float
-    ) -> list[Entry]:
+    def replace(self, owner: str, scope: Scope, entries: Iterable[Entry], count: int, deadline: float) -> list[Entry]:
         """Gives `owner` `count` leases on each entry, and takes away what it held before, in one step."""
         before = self._owners.pop(owner, None)
         after = _OwnersLeases(scope, deadline)

@@ -147,7 +147,8 @@ class SlotPool:
             at, previous_was_hole = at + size, is_hole
         assert at == self.capacity and used == self.used_bytes, f"{used} bytes in slots, {self.used_bytes} counted"
         assert self._by_size == sorted((size, offset) for offset, size in self._holes.items())
-        assert len(self._slot_ends) == len(self._slots) and len(self._hole_ends) == len(self._holes)
+        assert len(self._slot_ends) == len(self._slots)
+        assert len(self._hole_ends) == len(self._holes)
         return list(self._slots)
 
     def _add_slot(self, offset: int, size: int) -> None:

@@ -6,6 +6,7 @@ on it for as long as it lives: whoever gets that lock knows the owner is dead an
 multiprocessing.shared_memory is not used: up to 3.12 its resource tracker removes segments that others still use.
 """
 
+import _posixshmem
 import ctypes
 import fcntl
 import logging
@@ -14,8 +15,6 @@ import os
 import threading
 import time
 
-import _posixshmem
-
 from engine.errors import StartError
 
 logger = logging.getLogger(__name__)
@@ -23,6 +22,7 @@ logger = logging.getLogger(__name__)
 SHM_DIRECTORY = "/dev/shm"
 #: Names of pools begin with this, so that leftovers can be found.
 POOL_PREFIX = "larder_l1_pool_"
+MAX_NAME_CHARACTERS = 200
 #: Bytes faulted in by one call while pre-faulting.
 PREFAULT_STEP = 8 * 1024 * 1024
 #: A file of size 0 younger than this may belong to an owner that is about to lock it.
@@ -39,10 +39,8 @@ def default_pool_name(instance_id: str, boot_id: str) -> str:
 
 def remove_stale_pools() -> list[str]:
     """Removes pools of this user whose owner is dead; returns their names."""
-    removed = []
-    for name in sorted(os.listdir(SHM_DIRECTORY)):
-        if name.startswith(POOL_PREFIX) and _remove_if_dead(name):
-            removed.append(name)
+    names = sorted(name for name in os.listdir(SHM_DIRECTORY) if name.startswith(POOL_PREFIX))
+    removed = [name for name in names if _remove_if_dead(name)]
     if removed:
         logger.warning("removed %d shared-memory pools left by dead owners: %s", len(removed), ", ".join(removed))
     return removed
@@ -71,21 +69,24 @@ class SharedSegment:
     """A created, locked, fully reserved and mapped segment. The creator closes it, which also removes its name."""
 
     def __init__(self, name: str, size: int) -> None:
-        """Raises StartError with the numbers when there is no room or the name is in use."""
-        if not name or "/" in name or len(name) > 200:
-            raise StartError(f"shm_name {name!r} must be 1 to 200 characters without '/'")
+        """`name` without leading slash, `size` in bytes; nothing is created before `open`."""
         self.name, self.size = name, size
         self._stopping = threading.Event()
         self._prefault_thread: threading.Thread | None = None
-        _check_room(size)
-        self._descriptor = _create_locked(name)
+
+    def open(self) -> None:
+        """Creates and maps it. Raises StartError with the numbers when there is no room or the name is in use."""
+        if not self.name or "/" in self.name or len(self.name) > MAX_NAME_CHARACTERS:
+            raise StartError(f"shm_name {self.name!r} must be 1 to {MAX_NAME_CHARACTERS} characters without '/'")
+        _check_room(self.size)
+        self._descriptor = _create_locked(self.name)
         try:
-            os.posix_fallocate(self._descriptor, 0, size)
-            self._map = mmap.mmap(self._descriptor, size)
+            os.posix_fallocate(self._descriptor, 0, self.size)
+            self._map = mmap.mmap(self._descriptor, self.size)
         except OSError as error:
             self._unlink()
             os.close(self._descriptor)
-            raise StartError(f"cannot reserve {size} bytes of shared memory for l1_size_gb: {error}") from error
+            raise StartError(f"cannot reserve {self.size} bytes of shared memory for l1_size_gb: {error}") from error
         self._view = memoryview(self._map)
 
     def view(self, offset: int, nbytes: int) -> memoryview:
@@ -158,5 +159,5 @@ def _create_locked(name: str) -> int:
         except OSError as error:
             raise StartError(f"cannot create shared-memory pool {name}: {error}") from error
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        return descriptor
+        return int(descriptor)
     raise StartError(f"shared-memory pool {name} appears again as fast as it is removed")

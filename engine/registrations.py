@@ -1,0 +1,165 @@
+"""Which workers are known, what their KV memory looks like, and whether they still live.
+
+A worker is known by its instance id. Any message of it is a sign of life. It is removed after `reap_timeout_s` of
+silence when it has ever pinged, after `grace_s` when it never did. Clients register again only after a ping that
+failed, so the first ping of an instance that is not known here fails, and the next one succeeds.
+"""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from engine.device.tensors import KVTensors
+from engine.errors import BadRequest, UnknownInstance
+from engine.kv_layout import EngineDrivenRegistration, ObjectLayout
+from engine.l1.leases import Scope
+
+#: Most workers, and most unknown instances whose first ping is remembered.
+MAX_INSTANCES = 4096
+
+
+class Registration:
+    """One worker's registration: `tensors` is its KV memory when the server copies, `client` what it said otherwise."""
+
+    def __init__(
+        self,
+        instance_id: int,
+        scope: Scope,
+        layout: ObjectLayout,
+        tensors: KVTensors | None,
+        client: EngineDrivenRegistration | None = None,
+    ) -> None:
+        self.instance_id, self.scope, self.layout, self.tensors = instance_id, scope, layout, tensors
+        self.client = client
+        #: Engine-driven: whether the client maps the pool; learned from what it sends.
+        self.uses_shared_memory = True
+        self.has_pinged = False
+        self.last_seen = time.monotonic()
+        self._copies = 0
+        self._removed = False
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keeps the tensors open during a copy. Raises UnknownInstance when the worker was removed meanwhile."""
+        with self._lock:
+            if self._removed:
+                raise UnknownInstance(self.instance_id)
+            self._copies += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._copies -= 1
+                last = self._removed and not self._copies
+            if last:
+                self._close()
+
+    def remove(self) -> None:
+        """The worker is gone: closes its tensors, or leaves that to the last copy under way."""
+        with self._lock:
+            self._removed = True
+            idle = not self._copies
+        if idle:
+            self._close()
+
+    def _close(self) -> None:
+        if self.tensors is not None:
+            self.tensors.close()
+
+
+class Registrations:
+    """instance id -> registration, of both kinds. Thread-safe."""
+
+    def __init__(self, reap_timeout_s: float, grace_s: float) -> None:
+        self._reap_timeout_s, self._grace_s = reap_timeout_s, grace_s
+        self._known: dict[int, Registration] = {}
+        self._fingerprints: dict[Scope, frozenset[bytes]] = {}
+        self._strangers: OrderedDict[int, None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def add(self, registration: Registration) -> bool:
+        """Whether it was added: False when the instance is known already, which counts as a sign of life.
+
+        Raises BadRequest when the id is registered in the other transfer mode, or the table is full.
+        """
+        with self._lock:
+            known = self._known.get(registration.instance_id)
+            if known is not None:
+                if (known.tensors is None) != (registration.tensors is None):
+                    raise BadRequest(f"instance_id {known.instance_id} is registered in the other transfer mode")
+                known.last_seen = time.monotonic()
+                return False
+            if len(self._known) >= MAX_INSTANCES:
+                raise BadRequest(f"{MAX_INSTANCES} instances are registered, no more are taken")
+            self._strangers.pop(registration.instance_id, None)
+            self._known[registration.instance_id] = registration
+            self._update_fingerprints(registration.scope)
+            return True
+
+    def get(self, instance_id: int, *, server_driven: bool) -> Registration:
+        """The registration of the kind asked for, which counts as a sign of life. Raises UnknownInstance."""
+        registration = self._known.get(instance_id)
+        if registration is None or (registration.tensors is not None) != server_driven:
+            raise UnknownInstance(instance_id)
+        registration.last_seen = time.monotonic()
+        return registration
+
+    def find(self, instance_id: int) -> Registration | None:
+        """The registration of either kind, without a sign of life."""
+        return self._known.get(instance_id)
+
+    def remove(self, registration: Registration) -> tuple[bool, bool]:
+        """(whether it was still known, whether it was the last of its scope)."""
+        with self._lock:
+            if self._known.get(registration.instance_id) is not registration:
+                return False, False
+            del self._known[registration.instance_id]
+            last = not self._update_fingerprints(registration.scope)
+        registration.remove()
+        return True, last
+
+    def fingerprints(self, scope: Scope) -> frozenset[bytes]:
+        """Layouts registered for a (model, world size); empty when nobody is."""
+        return self._fingerprints.get(scope, frozenset())
+
+    def ping(self, instance_id: int) -> bool:
+        """A sign of life. False exactly for the first ping of an instance that is not known."""
+        with self._lock:
+            registration = self._known.get(instance_id)
+            if registration is not None:
+                registration.last_seen = time.monotonic()
+                registration.has_pinged = True
+                return True
+            if instance_id in self._strangers:
+                return True
+            self._strangers[instance_id] = None
+            if len(self._strangers) > MAX_INSTANCES:
+                self._strangers.popitem(last=False)
+            return False
+
+    def silent(self) -> list[Registration]:
+        """Workers whose silence is longer than allowed."""
+        if not self._reap_timeout_s:
+            return []
+        now = time.monotonic()
+        return [known for known in self.all() if now - known.last_seen > self.patience(known)]
+
+    def patience(self, registration: Registration) -> float:
+        """Seconds of silence allowed to a worker."""
+        return self._reap_timeout_s if registration.has_pinged else self._grace_s
+
+    def all(self) -> list[Registration]:
+        """Every registration, by instance id."""
+        with self._lock:
+            return [self._known[instance_id] for instance_id in sorted(self._known)]
+
+    def _update_fingerprints(self, scope: Scope) -> bool:
+        found = frozenset(known.layout.fingerprint for known in self._known.values() if known.scope == scope)
+        if found:
+            self._fingerprints[scope] = found
+        else:
+            self._fingerprints.pop(scope, None)
+        return bool(found)

@@ -1,0 +1,137 @@
+"""What is remembered of a request between its operations: token hashes and the result of its lookup.
+
+Clients send all tokens of a request with every operation. A session keeps the chunk hashes of the tokens it has seen,
+so that only new chunks are hashed. A request id is never trusted: unless the tokens begin with those of the session,
+all chunks are hashed anew. Hashes depend on tokens alone, so one session may serve several models and salts.
+"""
+
+import threading
+import time
+from array import array
+from collections import OrderedDict
+
+from engine.cache_request import CacheRequest
+from engine.object_key import ObjectKey
+from engine.token_hasher import TokenHasher
+
+#: Bounds of the table; beyond them the sessions idle for longest are dropped.
+MAX_SESSIONS = 65_536
+MAX_REMEMBERED_TOKENS = 64 * 1024 * 1024
+#: Most sessions dropped in one hold of the lock.
+SLICE = 256
+
+
+class Session:
+    """Tokens and hashes are replaced, never changed in place, so that readers need no lock."""
+
+    __slots__ = ("hashes", "last_request", "lookup_result", "tokens", "used_at")
+
+    def __init__(self) -> None:
+        self.tokens: array[int] = array("I")
+        self.hashes: list[bytes] = []
+        #: Chunks found by the last lookup; None when there was none or it was consumed.
+        self.lookup_result: int | None = None
+        self.last_request: CacheRequest | None = None
+        self.used_at = 0.0
+
+
+class Sessions:
+    """request id -> session. Thread-safe; hashing happens outside the lock."""
+
+    def __init__(self, hasher: TokenHasher, ttl_s: float) -> None:
+        self._hasher, self._ttl_s = hasher, ttl_s
+        self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._tokens = 0
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def hashes(self, request: CacheRequest, chunks: int) -> list[bytes]:
+        """Hashes of the first `chunks` chunks (at most as many as are whole); not to be changed by the caller."""
+        with self._lock:
+            session = self._touch(request.request_id)
+            tokens, hashes = session.tokens, session.hashes
+            session.last_request = request
+        if not _continues(tokens, request.tokens):
+            hashes = []
+        if len(hashes) < chunks:
+            hashes = hashes[:]
+            self._hasher.extend(hashes, request.tokens, chunks)
+        self._remember(session, request, hashes)
+        return hashes[:chunks]
+
+    def object_keys(self, request: CacheRequest, chunks: range) -> list[ObjectKey]:
+        """Keys of the objects of `chunks` for the request's own worker."""
+        rank = request.kv_rank()
+        digests = self.hashes(request, chunks.stop)[chunks.start : chunks.stop]
+        return [ObjectKey(digest, request.model_name, rank, 0, request.cache_salt) for digest in digests]
+
+    def set_lookup_result(self, request_id: str, chunks: int) -> None:
+        """Remembers how many chunks a lookup found, in place of an earlier result."""
+        with self._lock:
+            self._touch(request_id).lookup_result = chunks
+
+    def take_lookup_result(self, request_id: str) -> int:
+        """The result, once; 0 when there is none."""
+        with self._lock:
+            session = self._sessions.get(request_id)
+            if session is None or session.lookup_result is None:
+                return 0
+            result, session.lookup_result = session.lookup_result, None
+            return result
+
+    def end(self, request_id: str) -> Session | None:
+        """Forgets a session and returns it, if there was one."""
+        with self._lock:
+            return self._forget(request_id)
+
+    def expire(self) -> int:
+        """Drops sessions idle for longer than their time; returns how many."""
+        before, dropped = time.monotonic() - self._ttl_s, 0
+        while True:
+            with self._lock:
+                idle = 0
+                while idle < SLICE and self._sessions:
+                    request_id, session = next(iter(self._sessions.items()))
+                    if session.used_at > before:
+                        return dropped + idle
+                    self._forget(request_id)
+                    idle += 1
+                if not self._sessions:
+                    return dropped + idle
+            dropped += idle
+
+    def _touch(self, request_id: str) -> Session:
+        session = self._sessions.get(request_id)
+        if session is None:
+            session = self._sessions[request_id] = Session()
+            if len(self._sessions) > MAX_SESSIONS:
+                self._forget(next(iter(self._sessions)))
+        else:
+            self._sessions.move_to_end(request_id)
+        session.used_at = time.monotonic()
+        return session
+
+    def _remember(self, session: Session, request: CacheRequest, hashes: list[bytes]) -> None:
+        with self._lock:
+            if self._sessions.get(request.request_id) is not session:
+                return
+            self._tokens += len(request.tokens) - len(session.tokens)
+            session.tokens, session.hashes = request.tokens, hashes
+            while self._tokens > MAX_REMEMBERED_TOKENS and len(self._sessions) > 1:
+                self._forget(next(iter(self._sessions)))
+
+    def _forget(self, request_id: str) -> Session | None:
+        session = self._sessions.pop(request_id, None)
+        if session is not None:
+            self._tokens -= len(session.tokens)
+        return session
+
+
+def _continues(known: "array[int]", tokens: "array[int]") -> bool:
+    """Whether `tokens` begin with `known`, or are the beginning of `known`."""
+    if known is tokens:
+        return True
+    common = min(len(known), len(tokens))
+    return (known if len(known) == common else known[:common]) == (tokens if len(tokens) == common else tokens[:common])
