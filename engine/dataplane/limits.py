@@ -1,0 +1,26 @@
+"""Bounds of the data plane: nothing a client sends or leaves unread may grow without one of these."""
+
+from dataclasses import dataclass
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class DataPlaneLimits:
+    """Sizes in bytes, times in seconds."""
+
+    #: One message frame; a larger one closes its connection. Message-mode clients send a whole store in one frame.
+    max_message_bytes: int = 1024 * MIB
+    #: KV bytes that travel inside messages and are held at one time: waiting, being copied, or not yet sent.
+    max_message_mode_bytes: int = 2048 * MIB
+    #: Copies waiting for or held by the transfer threads.
+    max_queued_transfers: int = 1024
+    #: Short operations waiting behind copies of the same client, on top of the copies.
+    max_queued_short: int = 8192
+    #: Clients waiting for a lookup at one time.
+    max_parked: int = 1024
+    #: The longest a client may wait for a lookup in one message.
+    max_wait_s: float = 60.0
+    transfer_threads: int = 2
+    #: Messages queued per connection, in each direction; replies beyond are dropped.
+    high_water_mark: int = 1000
