@@ -1,0 +1,59 @@
+"""The HTTP side: parses, asks, shapes. Decides nothing about the cache and holds nothing between requests.
+
+create_app puts together, in the order in which a request meets them: metrics, access, the routes of the chosen
+categories, and the error bodies. Importing it brings neither torch nor the engine.
+"""
+
+import json
+from typing import Any
+
+from flask import Flask, Response, g, request
+from flask.json.provider import JSONProvider
+
+from app import audit, autoload, errors, metrics
+from app.access import Gate
+from app.backend import EXTENSION, Backend
+from app.config import AppConfig
+from app.policy import Policy, collect_policies
+
+CONFIG = "larder_config"
+REGISTRY = "larder_registry"
+
+
+def create_app(config: AppConfig, backend: Backend, categories: tuple[str, ...]) -> Flask:
+    """The WSGI application with the routes of `categories` (folders of app/api), answering from `backend`."""
+    app = Flask("larder", static_folder=None)
+    app.json = CompactJson(app)
+    app.config["MAX_CONTENT_LENGTH"] = config.max_body_bytes
+    # `//status` is no route: a redirect would answer before access is decided.
+    app.url_map.merge_slashes = False
+    app.extensions[EXTENSION] = backend
+    app.extensions[CONFIG] = config
+    registry = app.extensions[REGISTRY] = metrics.install(app)
+    autoload.load_blueprints(app, categories)
+    policies = app.extensions[errors.POLICIES] = collect_policies(app)
+    _guard(app, Gate(config.admin_token, config.read_token), policies)
+    audit.install(app, registry)
+    errors.install(app)
+    return app
+
+
+def _guard(app: Flask, gate: Gate, policies: dict[str, Policy]) -> None:
+    @app.before_request
+    def admit() -> None:
+        route_policy = policies.get(request.endpoint or "")
+        if route_policy is not None:
+            g.larder_caller = gate.admit(route_policy.level, request.environ)
+
+
+class CompactJson(JSONProvider):
+    """JSON replies without spaces, in UTF-8, keys in the order in which the view wrote them."""
+
+    def dumps(self, obj: Any, **kwargs: Any) -> str:
+        return json.dumps(obj, ensure_ascii=False, separators=(",", ":"), **kwargs)
+
+    def loads(self, s: str | bytes, **kwargs: Any) -> Any:
+        return json.loads(s, **kwargs)
+
+    def response(self, *args: Any, **kwargs: Any) -> Response:
+        return Response(self.dumps(self._prepare_response_obj(args, kwargs)), mimetype="application/json")

@@ -1,0 +1,1 @@
+"""The HTTP API, one folder per category of routes."""

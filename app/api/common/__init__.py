@@ -1,0 +1,1 @@
+"""Routes of any process of ours."""

@@ -1,0 +1,34 @@
+"""GET /conf: the configuration of engine and web tier, readable also while the engine is away."""
+
+import json
+from functools import lru_cache
+
+from flask import Blueprint, Response, current_app
+
+import app
+from app.backend import current_backend
+from app.config import AppConfig, mask_secrets
+from app.errors import RouteError
+from app.policy import ERROR, Level, policy
+from contract.snapshots import CONF
+
+router = Blueprint("conf", __name__)
+
+
+@router.get("/conf")
+@policy(Level.READ, ERROR)
+def conf() -> Response:
+    """The last published configuration. 503 only if no engine ever published one (or Redis is away)."""
+    published = current_backend().last_text(CONF)
+    if published is None:
+        raise RouteError(503, "configs not initialized")
+    config: AppConfig = current_app.extensions[app.CONFIG]
+    return Response(_render(published, config.http_host, config.http_port), mimetype="application/json")
+
+
+@lru_cache(maxsize=4)
+def _render(published: str, http_host: str, http_port: int) -> str:
+    """Indented by two, secrets masked, with this web tier's own address among the fields of `mp`."""
+    groups = json.loads(published)
+    groups.setdefault("mp", {}).update(http_host=http_host, http_port=http_port)
+    return json.dumps(mask_secrets(groups), indent=2, ensure_ascii=False)

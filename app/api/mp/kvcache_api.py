@@ -1,0 +1,92 @@
+"""GET /kvcache/check and POST /cache/checksums: MD5 over blocks of a registered client's KV tensors.
+
+The same question in two forms. Whether the instance is known is asked before the form of the blocks is judged.
+"""
+
+import json
+from typing import Any
+
+from flask import Blueprint
+from marshmallow import fields
+
+from app.backend import Backend, current_backend
+from app.block_ids import MAX_BLOCKS, parse_block_ids, show_block_ids
+from app.errors import RouteError
+from app.policy import ERROR, ErrorShape, Level, policy
+from app.request_schema import Boolean, Integer, IntegerList, LarderSchema, QueryInteger, Text, takes_body, takes_query
+from contract.commands import MAX_INTEGER, ChecksumBlocks
+from contract.snapshots import CONF, STATUS
+
+router = Blueprint("kvcache", __name__)
+
+CHECKSUMS = ErrorShape("detail", engine_away="server not initialized")
+
+
+class CheckQuery(LarderSchema):
+    block_ids: fields.Field = Text(load_default="")
+    chunk_size: fields.Field = QueryInteger(load_default=0)
+    instance_id: fields.Field = QueryInteger(load_default=0)
+    layerwise: fields.Field = Boolean(load_default=False)
+
+
+class ChecksumsBody(LarderSchema):
+    block_ids: fields.Field = IntegerList(load_default=list)
+    chunk_size: fields.Field = Integer(load_default=0)
+    instance_id: fields.Field = Integer(load_default=0)
+    layerwise: fields.Field = Boolean(load_default=False)
+
+
+@router.get("/kvcache/check")
+@policy(Level.ADMIN, ERROR)
+@takes_query(CheckQuery)
+def check(block_ids: str, chunk_size: int, instance_id: int, layerwise: bool) -> dict[str, Any]:
+    """The blocks in the mixed text form."""
+    backend = current_backend()
+    if not block_ids.strip():
+        raise _refusal(backend, instance_id, "block_ids is required")
+    try:
+        blocks = parse_block_ids(block_ids)
+    except ValueError as error:
+        raise _refusal(backend, instance_id, "Invalid block_ids format") from error
+    return _checksums(backend, blocks, chunk_size, instance_id, layerwise=layerwise)
+
+
+@router.post("/cache/checksums")
+@policy(Level.ADMIN, CHECKSUMS)
+@takes_body(ChecksumsBody)
+def checksums(block_ids: list[int], chunk_size: int, instance_id: int, layerwise: bool) -> dict[str, Any]:
+    """The blocks as a JSON list."""
+    backend = current_backend()
+    if not block_ids:
+        raise _refusal(backend, instance_id, "block_ids is required")
+    if len(block_ids) > MAX_BLOCKS:
+        raise _refusal(backend, instance_id, f"{len(block_ids)} block_ids, at most {MAX_BLOCKS} are taken")
+    return _checksums(backend, block_ids, chunk_size, instance_id, layerwise=layerwise)
+
+
+def _checksums(
+    backend: Backend, block_ids: list[int], chunk_size: int, instance_id: int, *, layerwise: bool
+) -> dict[str, Any]:
+    if chunk_size <= 0:
+        raise _refusal(backend, instance_id, "chunk_size must be positive")
+    if max(abs(instance_id), chunk_size, *map(abs, block_ids), 0) > MAX_INTEGER:
+        raise _refusal(backend, instance_id, "a number is beyond 64 bits")
+    reply = backend.call(ChecksumBlocks(instance_id, tuple(block_ids), chunk_size, layerwise))
+    return {
+        "status": "success",
+        "chunk_size": chunk_size,
+        "num_chunks": reply["num_chunks"],
+        "chunk_checksums": reply["chunk_checksums"],
+        "layerwise": layerwise,
+        "block_id_ranges": show_block_ids(block_ids),
+    }
+
+
+def _refusal(backend: Backend, instance_id: int, reason: str) -> RouteError:
+    """The error for a request that never reaches the engine: what is wrong with the instance goes before `reason`."""
+    status = json.loads(backend.read_text(STATUS))
+    if json.loads(backend.read_text(CONF)).get("mp", {}).get("supported_transfer_mode") == "engine_driven":
+        return RouteError(501, "checksum not supported for this engine type")
+    if instance_id not in status.get("registered_gpu_ids", ()):
+        return RouteError(404, f"instance_id {instance_id} not registered")
+    return RouteError(400, reason)

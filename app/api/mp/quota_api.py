@@ -1,0 +1,103 @@
+"""Byte budgets per cache_salt: PUT, GET, DELETE /quota/{cache_salt} and GET /quota.
+
+`_default` in the path and in answers stands for the empty salt. GB means 2**30 bytes. Reads come from the hashes that
+the engine keeps in Redis, so a GET after a PUT agrees whichever web worker takes it.
+"""
+
+import math
+from typing import Any
+
+from flask import Blueprint, request
+
+from app.backend import QuotaState, current_backend
+from app.errors import RouteError
+from app.policy import ERROR, Level, policy
+from app.request_schema import parse_json
+from contract.commands import MAX_INTEGER, MAX_SALT_CHARACTERS, DeleteQuota, SetQuota
+from contract.keys import field_to_salt, salt_to_field
+
+router = Blueprint("quota", __name__)
+
+GIB = 2**30
+
+
+@router.put("/quota/<cache_salt>")
+@policy(Level.ADMIN, ERROR)
+def set_quota(cache_salt: str) -> dict[str, Any]:
+    """Registers or replaces a limit; `limit_gb` is echoed as sent, stored as whole bytes."""
+    backend = current_backend()
+    backend.require_engine()
+    salt = _salt_of(cache_salt)
+    limit_gb = _limit_in_body(request.get_data())
+    backend.call(SetQuota(cache_salt=salt, limit_bytes=int(limit_gb * GIB)))
+    return {"cache_salt": salt_to_field(salt), "limit_gb": limit_gb, "status": "ok"}
+
+
+@router.get("/quota/<cache_salt>")
+@policy(Level.READ, ERROR)
+def get_quota(cache_salt: str) -> dict[str, Any]:
+    """Limit and usage of a tenant, registered or not."""
+    state = current_backend().quota(_salt_of(cache_salt))
+    return {"cache_salt": cache_salt, **_shown(state), "exists": state.limit_bytes is not None}
+
+
+@router.delete("/quota/<cache_salt>")
+@policy(Level.ADMIN, ERROR)
+def delete_quota(cache_salt: str) -> dict[str, Any]:
+    """Removes a limit; the tenant then has limit 0."""
+    reply = current_backend().call(DeleteQuota(cache_salt=_salt_of(cache_salt)))
+    return {"cache_salt": cache_salt, "status": "removed" if reply["removed"] else "not_found"}
+
+
+@router.get("/quota")
+@policy(Level.READ, ERROR)
+def list_quotas() -> dict[str, Any]:
+    """The registered tenants."""
+    quotas = current_backend().quotas()
+    return {"users": {salt_to_field(salt): _shown(state) for salt, state in sorted(quotas.items())}}
+
+
+def _shown(state: QuotaState) -> dict[str, float]:
+    """`current_usage_gb` is the larger tier's; L1 is the only one."""
+    l1_usage_gb = state.l1_bytes / GIB
+    return {"limit_gb": (state.limit_bytes or 0) / GIB, "current_usage_gb": l1_usage_gb, "l1_usage_gb": l1_usage_gb}
+
+
+def _salt_of(segment: str) -> str:
+    """The salt that a path segment names. Werkzeug puts U+FFFD for what is not UTF-8: two salts must not meet there."""
+    if "\ufffd" in segment and not _is_utf8(request.environ["PATH_INFO"]):
+        raise RouteError(400, "the cache_salt in the path is not UTF-8")
+    if len(segment) > MAX_SALT_CHARACTERS:
+        raise RouteError(400, f"the cache_salt has {len(segment)} characters, at most {MAX_SALT_CHARACTERS} are taken")
+    return field_to_salt(segment)
+
+
+def _is_utf8(wsgi_path: str) -> bool:
+    try:
+        wsgi_path.encode("latin-1").decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _limit_in_body(raw: bytes) -> float:
+    """The limit, checked in the order that clients know; the content type does not matter."""
+    try:
+        body = parse_json(raw)
+    except ValueError as error:
+        raise RouteError(400, "invalid JSON body") from error
+    if not isinstance(body, dict) or "limit_gb" not in body:
+        raise RouteError(400, "body must be {'limit_gb': <float>}")
+    try:
+        limit_gb = float(body["limit_gb"])
+    except (TypeError, ValueError) as error:
+        raise RouteError(400, "limit_gb must be numeric") from error
+    except OverflowError as error:
+        raise RouteError(400, "limit_gb must be finite") from error
+    if not math.isfinite(limit_gb):
+        raise RouteError(400, "limit_gb must be finite")
+    if limit_gb < 0:
+        raise RouteError(400, "limit_gb must be non-negative")
+    if limit_gb * GIB > MAX_INTEGER:
+        raise RouteError(400, f"limit_gb must be at most {MAX_INTEGER // GIB}")
+    return limit_gb

@@ -1,0 +1,260 @@
+"""Where the routes get their answers: commands to the engine, and what the engine publishes.
+
+The routes know only `Backend`. `QueueBackend` is the web tier's: it asks over Redis. Its connections are opened by the
+first request that needs them, so after the fork. A Redis that does not answer costs each thread half a second once;
+then all calls fail at once for a moment, and one caller at a time finds out whether it is back.
+"""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import redis
+from flask import current_app
+
+from contract import snapshots
+from contract.command_queue import WAIT_SLICE_S, CommandSubmitter
+from contract.commands import Command
+from contract.engine_record import EngineRecord, read_record
+from contract.errors import EngineAway, QueueFull, RedisAway
+from contract.keys import AUDIT_MAX_ENTRIES, Keys, field_to_salt, salt_to_field
+from contract.redis_client import describe, open_blocking_redis, open_redis
+
+logger = logging.getLogger(__name__)
+
+EXTENSION = "larder_backend"
+CALL_TIMEOUT_S = 0.5
+AWAY_HOLD_S = 0.5
+# How long a heartbeat that was read may serve further requests of this process; its age is judged each time.
+RECORD_REUSE_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaState:
+    """A tenant's limit in bytes (None: not registered) and what it holds in L1."""
+
+    limit_bytes: int | None
+    l1_bytes: int
+
+
+class Backend(Protocol):
+    """What routes may ask. Every method raises RedisAway; those that need the engine raise EngineAway."""
+
+    def call(self, command: Command, *, issuer: str = "") -> dict[str, Any]:
+        """The engine's reply to a command. Raises any ContractError."""
+
+    def require_engine(self) -> EngineRecord:
+        """The record of a ready engine. Raises EngineAway when there is none."""
+
+    def engine_record(self, *, reuse: bool = True) -> EngineRecord | None:
+        """The fresher of the heartbeats in Redis and in the file, dead or alive. RedisAway: there is no file either."""
+
+    def read_text(self, name: str) -> str:
+        """The JSON text of a snapshot of the engine that is ready now. Raises EngineAway."""
+
+    def last_text(self, name: str) -> str | None:
+        """The JSON text of the last snapshot of this name, whoever published it; None if there never was one."""
+
+    def last_snapshot(self, name: str) -> snapshots.Snapshot | None:
+        """The last snapshot of this name with its age, parsed; None if there never was one."""
+
+    def quota(self, cache_salt: str) -> QuotaState:
+        """One tenant's limit and usage."""
+
+    def quotas(self) -> dict[str, QuotaState]:
+        """The registered tenants by salt."""
+
+    def record_audit(self, entry: dict[str, str]) -> bool:
+        """Appends to the audit stream. False when that was not possible; never raises."""
+
+
+def current_backend() -> Backend:
+    return cast(Backend, current_app.extensions[EXTENSION])
+
+
+class QueueBackend:
+    """The backend of a gunicorn worker. Safe from any of its threads.
+
+    At most `max_waiting` threads wait for the engine at a time; the next one gets QueueFull, so that probes and reads
+    always find a thread.
+    """
+
+    def __init__(
+        self, redis_url: str, keys: Keys, run_dir: Path, *, max_waiting: int, queue_limits: tuple[int, int]
+    ) -> None:
+        """`queue_limits`: how many commands may wait or run, and how many bytes they may have."""
+        self._redis_url = redis_url
+        self._keys = keys
+        self._run_dir = run_dir
+        self._queue_limits = queue_limits
+        self._waiting = threading.BoundedSemaphore(max_waiting)
+        self._max_waiting = max_waiting
+        self._opening = threading.Lock()
+        self._client: redis.Redis | None = None
+        self._submitter: CommandSubmitter | None = None
+        self._fuse = _Fuse()
+        self._last_record: tuple[float, EngineRecord | None] = (0.0, None)
+
+    def call(self, command: Command, *, issuer: str = "") -> dict[str, Any]:
+        self.require_engine()
+        if not self._waiting.acquire(blocking=False):
+            raise QueueFull(f"{self._max_waiting} requests of this web worker already wait for the engine", 1.0)
+        try:
+            with self._redis():
+                return self._open_submitter().call(command, issuer=issuer)
+        finally:
+            self._waiting.release()
+
+    def require_engine(self) -> EngineRecord:
+        record = self.engine_record()
+        if record is None or not record.is_alive(time.time()):
+            # A dead file beside a silent Redis proves nothing about the engine: say what is really wrong.
+            self._fuse.check()
+            raise EngineAway("missing")
+        if record.state != "ready":
+            raise EngineAway(record.state, record.error)
+        return record
+
+    def engine_record(self, *, reuse: bool = True) -> EngineRecord | None:
+        read_at, record = self._last_record
+        if reuse and time.monotonic() - read_at < RECORD_REUSE_S:
+            return record
+        record = read_record(None, self._keys, self._run_dir)
+        if record is None or not record.is_alive(time.time()):
+            record = self._record_in_redis(record)
+        self._last_record = (time.monotonic(), record)
+        return record
+
+    def _record_in_redis(self, in_file: EngineRecord | None) -> EngineRecord | None:
+        try:
+            with self._redis() as client:
+                return read_record(client, self._keys, self._run_dir)
+        except RedisAway:
+            if in_file is None:
+                raise
+            return in_file
+
+    def read_text(self, name: str) -> str:
+        record = self.require_engine()
+        text, boot_id = self._read_body(name)
+        if text is None:
+            raise EngineAway("starting", f"nothing published as {name} yet")
+        if boot_id != record.boot_id:
+            self._last_record = (0.0, None)
+            if boot_id != self.require_engine().boot_id:
+                raise EngineAway("starting", f"{name} is not published by this boot yet")
+        return text
+
+    def last_text(self, name: str) -> str | None:
+        return self._read_body(name)[0]
+
+    def last_snapshot(self, name: str) -> snapshots.Snapshot | None:
+        with self._redis() as client:
+            return snapshots.read(client, self._keys, name)
+
+    def _read_body(self, name: str) -> tuple[str | None, str | None]:
+        with self._redis() as client:
+            body, boot_id = cast(list[str | None], client.hmget(self._keys.snapshot(name), ["body", "boot_id"]))
+        return body, boot_id
+
+    def quota(self, cache_salt: str) -> QuotaState:
+        self.require_engine()
+        field = salt_to_field(cache_salt)
+        with self._redis() as client, client.pipeline(transaction=False) as pipeline:
+            pipeline.hget(self._keys.quota, field)
+            pipeline.hget(self._keys.usage, field)
+            limit, usage = pipeline.execute()
+        return _quota_state(limit, usage)
+
+    def quotas(self) -> dict[str, QuotaState]:
+        self.require_engine()
+        with self._redis() as client:
+            limits = cast(dict[str, str], client.hgetall(self._keys.quota))
+            usages = client.hmget(self._keys.usage, list(limits)) if limits else []
+        pairs = zip(limits.items(), cast(list[str | None], usages), strict=True)
+        return {field_to_salt(field): _quota_state(limit, usage) for (field, limit), usage in pairs}
+
+    def record_audit(self, entry: dict[str, str]) -> bool:
+        try:
+            with self._redis() as client:
+                client.xadd(self._keys.audit, cast(Any, entry), maxlen=AUDIT_MAX_ENTRIES, approximate=True)
+        except RedisAway:
+            return False
+        return True
+
+    @contextmanager
+    def _redis(self) -> Iterator[redis.Redis]:
+        """The client for short calls, with its failures turned into RedisAway and remembered."""
+        self._fuse.check()
+        try:
+            yield self._open_client()
+        except redis.RedisError as error:
+            self._fuse.blow(describe(error))
+            raise RedisAway(describe(error)) from error
+        except RedisAway as error:
+            self._fuse.blow(str(error))
+            raise
+        self._fuse.mend()
+
+    def _open_client(self) -> redis.Redis:
+        if self._client is None:
+            with self._opening:
+                if self._client is None:
+                    self._client = open_redis(self._redis_url, timeout_s=CALL_TIMEOUT_S)
+        return self._client
+
+    def _open_submitter(self) -> CommandSubmitter:
+        client = self._open_client()
+        if self._submitter is None:
+            with self._opening:
+                if self._submitter is None:
+                    waiting_client = open_blocking_redis(self._redis_url, block_s=WAIT_SLICE_S)
+                    self._submitter = CommandSubmitter(client, waiting_client, self._keys, *self._queue_limits)
+        return self._submitter
+
+
+class _Fuse:
+    """Remembers for a moment that Redis did not answer, so that not every thread has to wait to find out."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._blown_until = 0.0
+        self._reason: str | None = None
+
+    def check(self) -> None:
+        """Raises RedisAway while blown. When the moment is over one caller passes, and the next ones still not."""
+        if self._reason is None:
+            return
+        with self._lock:
+            if self._reason is None:
+                return
+            now = time.monotonic()
+            if now < self._blown_until:
+                raise RedisAway(self._reason)
+            self._blown_until = now + CALL_TIMEOUT_S + AWAY_HOLD_S
+
+    def blow(self, reason: str) -> None:
+        with self._lock:
+            is_new = self._reason is None
+            self._reason = reason
+            self._blown_until = time.monotonic() + AWAY_HOLD_S
+        if is_new:
+            logger.warning("Redis is away: %s", reason)
+
+    def mend(self) -> None:
+        if self._reason is None:
+            return
+        with self._lock:
+            self._reason = None
+        logger.warning("Redis is back")
+
+
+def _quota_state(limit: str | None, usage: str | None) -> QuotaState:
+    l1_bytes = json.loads(usage).get("l1_bytes", 0) if usage else 0
+    return QuotaState(None if limit is None else int(limit), l1_bytes)

@@ -1,0 +1,71 @@
+"""What the HTTP side needs to know, taken from the settings; and the masking of secrets in what it shows."""
+
+import itertools
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from contract.redis_client import mask_password
+
+if TYPE_CHECKING:
+    from contract.settings import Settings
+
+MASK = "***"
+# Beyond this a body is refused with 413: the longest legitimate one names some ten thousand keys.
+MAX_BODY_BYTES = 4 * 1024 * 1024
+
+_SECRET_WORDS = frozenset(
+    {"token", "secret", "password", "passwd", "pwd", "passphrase", "credential", "credentials", "apikey"}
+)
+_SECRET_PAIRS = frozenset(
+    (first, "key") for first in ("api", "access", "account", "private", "secret", "signing", "encryption", "sas")
+)
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+_SECRET_QUERY = re.compile(r"([?&][^=&\s]*(?:token|secret|password|passwd|pwd|key|sig|signature)=)[^&\s#]+", re.I)
+
+
+@dataclass(frozen=True, slots=True)
+class AppConfig:
+    http_host: str
+    http_port: int
+    admin_token: str = ""
+    read_token: str = ""
+    max_body_bytes: int = MAX_BODY_BYTES
+
+    @classmethod
+    def from_settings(cls, settings: "Settings") -> "AppConfig":
+        return cls(
+            http_host=settings.http_host,
+            http_port=settings.http_port,
+            admin_token=settings.admin_token,
+            read_token=settings.read_token,
+        )
+
+
+def mask_secrets(value: Any) -> Any:
+    """The same JSON value, with secrets replaced by `***`: by the name they stand under, and inside URLs."""
+    if isinstance(value, dict):
+        return {name: _mask_member(name, member) for name, member in value.items()}
+    if isinstance(value, list):
+        return [mask_secrets(member) for member in value]
+    return _mask_in_text(value) if isinstance(value, str) else value
+
+
+def _mask_member(name: str, member: Any) -> Any:
+    if isinstance(member, str) and member and is_secret_name(name):
+        return MASK
+    return mask_secrets(member)
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a value under this name is a secret: `admin_token`, `secretAccessKey`, but not `tokens_per_block`."""
+    words = [word.lower() for word in _WORD.findall(name)]
+    if _SECRET_WORDS.intersection(words):
+        return True
+    return any(pair in _SECRET_PAIRS for pair in itertools.pairwise(words))
+
+
+def _mask_in_text(text: str) -> str:
+    if "://" not in text:
+        return text
+    return _SECRET_QUERY.sub(r"\1" + MASK, mask_password(text))

@@ -1,0 +1,123 @@
+"""HTTP metrics of this process group, and the one text in which they and the engine's are shown.
+
+Under gunicorn the counts of all workers lie in files of PROMETHEUS_MULTIPROC_DIR. Each worker writes under the number
+of its place among the workers, not its pid: who takes the place of a killed worker goes on with its
+counts, and the number of files is bounded by the number of workers.
+"""
+
+import logging
+import os
+import time
+
+from flask import Flask, Request
+from prometheus_client import CollectorRegistry, generate_latest, values
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_flask_exporter import PrometheusMetrics
+
+from app.backend import Backend
+from contract.errors import RedisAway
+from contract.snapshots import METRICS
+
+logger = logging.getLogger(__name__)
+
+MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"
+UNMATCHED = "(none)"
+BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0)
+
+_place = "main"
+
+
+class HttpMetrics(PrometheusMetrics):
+    """Counts and times requests by method, route and status. All label values are bounded."""
+
+    def info(self, *args: object, **kwargs: object) -> None:
+        """Leaves out the exporter's note on its own version: a gauge per worker that tells nothing."""
+
+
+def install(app: Flask) -> CollectorRegistry:
+    """Counts every request of the app from here on. Returns the registry for further metrics of the app."""
+    if MULTIPROCESS_DIR in os.environ:
+        os.makedirs(os.environ[MULTIPROCESS_DIR], exist_ok=True)
+        values.ValueClass = values.MultiProcessValue(process_identifier=_worker_place)
+    registry = CollectorRegistry()
+    HttpMetrics(app, path=None, defaults_prefix="larder", group_by=route, buckets=BUCKETS_S, registry=registry)
+    app.wsgi_app = _OnlyKnownMethods(app.wsgi_app)  # type: ignore[method-assign]
+    return registry
+
+
+def take_place(place: int) -> None:
+    """Counts under this number from now on. Called in a new worker, before it serves; live workers never share one."""
+    global _place
+    _place = str(place)
+
+
+def route(request: Request) -> str:
+    """The pattern of the route that took the request: bounded, unlike its path."""
+    return request.url_rule.rule if request.url_rule is not None else UNMATCHED
+
+
+def render(backend: Backend, registry: CollectorRegistry) -> str:
+    """All metrics as Prometheus text. Answers without Redis and without the engine, and says so in it."""
+    texts = [_http_text(registry)]
+    engine_is_up, redis_is_up, snapshot = False, True, None
+    try:
+        record = backend.engine_record(reuse=False)
+        engine_is_up = record is not None and record.is_alive(time.time()) and record.state == "ready"
+        snapshot = backend.last_snapshot(METRICS)
+    except RedisAway:
+        redis_is_up = False
+    gauges = [
+        ("larder_engine_up", "Whether the engine is alive and ready", float(engine_is_up)),
+        ("engine_up", "The same as larder_engine_up", float(engine_is_up)),
+        ("larder_redis_up", "Whether Redis answered this scrape", float(redis_is_up)),
+    ]
+    if snapshot is not None:
+        gauges.append(("larder_engine_snapshot_age_seconds", "Age of the engine's metrics", snapshot.age_s))
+        if engine_is_up:
+            texts.append(snapshot.body["text"])
+    texts.extend(f"# HELP {name} {text}\n# TYPE {name} gauge\n{name} {value}\n" for name, text, value in gauges)
+    return merge_families(texts)
+
+
+def merge_families(texts: list[str]) -> str:
+    """One Prometheus text out of several, in which each family has one header and all its samples under it."""
+    headers: dict[str, list[str]] = {}
+    samples: dict[str, list[str]] = {}
+    for text in texts:
+        family, is_first = "", True
+        for line in text.splitlines():
+            if line.startswith(("# HELP ", "# TYPE ")):
+                name = line.split(" ", 3)[2]
+                if name != family:
+                    family, is_first = name, name not in headers
+                if is_first:
+                    headers.setdefault(name, []).append(line)
+            elif line and not line.startswith("#"):
+                samples.setdefault(family, []).append(line)
+    families = dict.fromkeys([*headers, *samples])
+    return "".join(f"{line}\n" for name in families for line in (*headers.get(name, ()), *samples.get(name, ())))
+
+
+def _http_text(registry: CollectorRegistry) -> str:
+    if MULTIPROCESS_DIR in os.environ:
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)
+    return generate_latest(registry).decode()
+
+
+def _worker_place() -> str:
+    return _place
+
+
+class _OnlyKnownMethods:
+    """Gives made-up HTTP methods one name, so that they cannot grow the metrics without bound."""
+
+    KNOWN = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
+
+    def __init__(self, wsgi_app) -> None:
+        self._wsgi_app = wsgi_app
+
+    def __call__(self, environ, start_response):
+        if environ["REQUEST_METHOD"] not in self.KNOWN:
+            environ["REQUEST_METHOD"] = "OTHER"
+        return self._wsgi_app(environ, start_response)

@@ -1,0 +1,72 @@
+"""What a route promises about itself: who may call it, and how its errors look.
+
+Every view carries a `Policy`; create_app refuses a view without one, so that no route is open by oversight.
+
+level   without a token configured      with LARDER_ADMIN_TOKEN / LARDER_READ_TOKEN
+------  ------------------------------  -------------------------------------------
+OPEN    anybody                         anybody
+READ    anybody                         read or admin token (only an admin token set: still open)
+ADMIN   the same machine (access.py)    admin token
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, TypeVar
+
+from flask import Flask
+
+View = TypeVar("View", bound=Callable[..., Any])
+
+_ATTRIBUTE = "larder_policy"
+
+
+class Level(Enum):
+    OPEN = "open"
+    READ = "read"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorShape:
+    """The JSON body in which a route gives its reason, and its words for an engine that is not there."""
+
+    field: str
+    status: str | None = None
+    engine_away: str = "engine not initialized"
+
+    def body(self, reason: str) -> dict[str, str]:
+        if self.status is None:
+            return {self.field: reason}
+        return {"status": self.status, self.field: reason}
+
+
+ERROR = ErrorShape("error")
+DETAIL = ErrorShape("detail")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    level: Level
+    shape: ErrorShape
+
+
+def policy(level: Level, shape: ErrorShape) -> Callable[[View], View]:
+    """Declares the policy of a view."""
+
+    def declare(view: View) -> View:
+        setattr(view, _ATTRIBUTE, Policy(level, shape))
+        return view
+
+    return declare
+
+
+def collect_policies(app: Flask) -> dict[str, Policy]:
+    """Endpoint -> policy, for every route of the app. Raises ValueError for a view that declares none."""
+    policies = {}
+    for endpoint, view in app.view_functions.items():
+        declared = getattr(view, _ATTRIBUTE, None)
+        if declared is None:
+            raise ValueError(f"the view {endpoint} does not say who may call it; decorate it with @policy")
+        policies[endpoint] = declared
+    return policies

@@ -1,0 +1,213 @@
+"""Reads query parameters and JSON bodies by the API's strict rules; what does not fit is a 422.
+
+value             taken                                                         refused
+----------------  ------------------------------------------------------------  ------------------------------------
+integer, query    decimal text                                                  all else, and empty
+boolean, query    true false 1 0 yes no on off t f y n, any case                all else, and empty
+integer, body     1, 1.0, "7", true (is 1)                                      1.5, "x", null
+boolean, body     true, false, 1, 0, the words of a query                       all else
+list of integers  a list of what is an integer in a body                        anything but a list
+
+Of a repeated query parameter the last counts. Unknown parameters and fields are ignored.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import wraps
+from typing import Any, TypeVar
+
+from flask import request
+from marshmallow import EXCLUDE, Schema, ValidationError
+from marshmallow.fields import Field
+
+from app.errors import Unprocessable
+
+R = TypeVar("R")
+
+# No integer of the API needs more; int() of a megabyte of digits would be slow.
+_INTEGER = re.compile(r"\s*[+-]?[0-9]{1,19}\s*", re.ASCII)
+_TRUE = frozenset({"true", "1", "yes", "on", "t", "y"})
+_FALSE = frozenset({"false", "0", "no", "off", "f", "n"})
+
+
+class Problem(str):
+    """A message that also knows its machine-readable type."""
+
+    type: str
+
+    def __new__(cls, problem_type: str, message: str) -> "Problem":
+        problem = super().__new__(cls, message)
+        problem.type = problem_type
+        return problem
+
+    def format(self, *args: object, **kwargs: object) -> "Problem":
+        """Itself: marshmallow formats default messages, which would leave a plain string."""
+        return self
+
+
+def invalid(problem_type: str, message: str) -> ValidationError:
+    return ValidationError([Problem(problem_type, message)])
+
+
+class LarderSchema(Schema):
+    class Meta:
+        unknown = EXCLUDE
+
+
+class _StrictField(Field):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.error_messages = {
+            "required": Problem("missing", "this field is required"),
+            "null": Problem("null", "null is not allowed here"),
+        }
+
+
+class Integer(_StrictField):
+    """An integer from a JSON body."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
+        return to_integer(value)
+
+
+class QueryInteger(_StrictField):
+    """An integer from a query string."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
+        return _integer_from_text(value)
+
+
+class Boolean(_StrictField):
+    """A boolean from a query string or a JSON body."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> bool:
+        word = value.strip().lower() if isinstance(value, str) else _number_word(value)
+        if word in _TRUE:
+            return True
+        if word in _FALSE:
+            return False
+        raise invalid("bool_parsing", "not a boolean: give true or false")
+
+
+class Text(_StrictField):
+    """A string, from a query or a body."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
+        if not isinstance(value, str):
+            raise invalid("string_type", "not a string")
+        return value
+
+
+class IntegerList(_StrictField):
+    """A list of integers as one field: a field per member costs twenty times as much."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> list[int]:
+        if not isinstance(value, list):
+            raise invalid("list_type", "not a list")
+        members: list[int] = []
+        for index, member in enumerate(value):
+            try:
+                members.append(member if type(member) is int else to_integer(member))
+            except ValidationError as error:
+                raise ValidationError({index: error.messages}) from error
+        return members
+
+
+def to_integer(value: Any) -> int:
+    """The integer that a member of a JSON body stands for. Raises ValidationError."""
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        if value.is_integer():
+            return int(value)
+        raise invalid("int_from_float", "not an integer: it has a fraction or is not finite")
+    if isinstance(value, str):
+        return _integer_from_text(value)
+    raise invalid("int_type", "not an integer")
+
+
+def takes_query(schema: type[Schema]) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """The view gets the checked query parameters as keyword arguments."""
+    checked = schema()
+
+    def decorate(view: Callable[..., R]) -> Callable[..., R]:
+        @wraps(view)
+        def with_query(**path: Any) -> R:
+            last_of_each = {name: values[-1] for name, values in request.args.lists()}
+            return view(**path, **_load(checked, last_of_each, "query"))
+
+        return with_query
+
+    return decorate
+
+
+def takes_body(schema: type[Schema]) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """The view gets the checked members of the JSON body as keyword arguments."""
+    checked = schema()
+
+    def decorate(view: Callable[..., R]) -> Callable[..., R]:
+        @wraps(view)
+        def with_body(**path: Any) -> R:
+            return view(**path, **_load(checked, json_body(), "body"))
+
+        return with_body
+
+    return decorate
+
+
+def json_body() -> dict[str, Any]:
+    """The object in the request's body. Raises Unprocessable: none, another content type, not JSON, not an object."""
+    is_json = request.is_json or not request.content_type
+    raw = request.get_data() if is_json else b""
+    if not raw:
+        raise Unprocessable(
+            [_problem("missing", ("body",), "a JSON body is required, with Content-Type application/json")]
+        )
+    try:
+        body = parse_json(raw)
+    except ValueError as error:
+        raise Unprocessable([_problem("json_invalid", ("body",), f"the body is not JSON: {error}")]) from error
+    if not isinstance(body, dict):
+        raise Unprocessable([_problem("object_type", ("body",), "the body must be a JSON object")])
+    return body
+
+
+def parse_json(raw: bytes) -> Any:
+    """The value in a body. Raises ValueError, also for nesting too deep to read."""
+    try:
+        return json.loads(raw)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _load(schema: Schema, values: Mapping[str, Any], place: str) -> dict[str, Any]:
+    try:
+        return schema.load(values)
+    except ValidationError as error:
+        raise Unprocessable(list(_walk(error.messages, (place,)))) from error
+
+
+def _walk(messages: Any, loc: tuple[str | int, ...]) -> Iterator[dict[str, object]]:
+    """marshmallow's nested messages as a flat list of problems."""
+    if isinstance(messages, dict):
+        for step, inner in messages.items():
+            yield from _walk(inner, loc if step == "_schema" else (*loc, step))
+        return
+    for message in messages:
+        yield _problem(getattr(message, "type", "value_error"), loc, str(message))
+
+
+def _problem(problem_type: str, loc: tuple[str | int, ...], message: str) -> dict[str, object]:
+    return {"type": problem_type, "loc": list(loc), "msg": message}
+
+
+def _integer_from_text(text: str) -> int:
+    if not _INTEGER.fullmatch(text):
+        raise invalid("int_parsing", "not an integer: give decimal digits")
+    return int(text)
+
+
+def _number_word(value: Any) -> str:
+    """1 and 0 (also true and false, which are 1 and 0) as the words of a query."""
+    return str(int(value)) if isinstance(value, int | float) and value in (0, 1) else ""

@@ -1,0 +1,28 @@
+"""The web tier for gunicorn: `gunicorn -c gunicorn.conf.py wsgi:app`. Settings come from the environment."""
+
+import logging
+import os
+
+from app import create_app
+from app.backend import QueueBackend
+from app.config import AppConfig
+from contract.keys import Keys
+from contract.settings import load_settings
+
+# Threads of a worker that commands may not occupy: probes and reads find one while the engine is slow.
+THREADS_FOR_READS = 4
+
+settings = load_settings(None, os.environ)
+logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+
+app = create_app(
+    AppConfig.from_settings(settings),
+    QueueBackend(
+        settings.effective_redis_url,
+        Keys(settings.instance_id),
+        settings.run_dir,
+        max_waiting=max(1, settings.web_threads - THREADS_FOR_READS),
+        queue_limits=(settings.command_queue_max, settings.command_queue_max_bytes),
+    ),
+    categories=("common", "mp"),
+)
