@@ -25,7 +25,7 @@ class CacheRequest:
     model_name: str
     world_size: int
     worker_id: int | None
-    tokens: array[int]
+    tokens: "array[int]"
     start: int
     end: int
     request_id: str
@@ -57,7 +57,7 @@ def make_request(
     model_name: str,
     world_size: int,
     worker_id: int | None,
-    tokens: array[int],
+    tokens: "array[int]",
     start: int,
     end: int,
     request_id: str,
