@@ -77,10 +77,10 @@ class Settings:
     )
     session_ttl_seconds: float = _setting(600.0, rules.number(above=0), "idle time after which a session is dropped")
     max_message_bytes: int = _setting(
-        512 * MIB, rules.integer(MIB, 16384 * MIB), "longest message the data plane accepts"
+        1024 * MIB, rules.integer(MIB, 16384 * MIB), "longest message the data plane accepts"
     )
     max_message_mode_bytes: int = _setting(
-        1024 * MIB, rules.integer(MIB, 65536 * MIB), "bytes of KV data travelling in messages at any one time"
+        2048 * MIB, rules.integer(MIB, 65536 * MIB), "bytes of KV data travelling in messages at any one time"
     )
     instance_id: str = _setting("default", rules.name(64), "names this instance's keys in Redis")
     data_dir: str = _setting("./data", rules.text(4096), "directory of the embedded Redis and of run files")

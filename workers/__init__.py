@@ -1,0 +1,1 @@
+"""The processes: the engine worker, and the launcher that starts it beside Redis and gunicorn."""

@@ -1,0 +1,70 @@
+"""What each command does: one function per dataclass of contract/commands.py, found by @handles."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+from contract.commands import ChecksumBlocks, ClearCache, Command, DeleteQuota, PingEngine, SetQuota
+from engine.engine import Engine
+from workers.tenant_tables import TenantTables
+
+C = TypeVar("C", bound=Command)
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What handlers work on."""
+
+    engine: Engine
+    tenants: TenantTables
+
+
+Handler = Callable[[Worker, Any], dict[str, Any]]
+HANDLERS: dict[type[Command], Handler] = {}
+
+
+def handles(
+    command: type[C],
+) -> Callable[[Callable[[Worker, C], dict[str, Any]]], Callable[[Worker, C], dict[str, Any]]]:
+    """Registers the function for a command."""
+
+    def register(handler: Callable[[Worker, C], dict[str, Any]]) -> Callable[[Worker, C], dict[str, Any]]:
+        HANDLERS[command] = cast(Handler, handler)
+        return handler
+
+    return register
+
+
+def run(worker: Worker, command: Command) -> dict[str, Any]:
+    """The command's result. Raises engine.errors.BadRequest and its kinds for what the caller did wrong."""
+    return HANDLERS[type(command)](worker, command)
+
+
+@handles(PingEngine)
+def ping(worker: Worker, command: PingEngine) -> dict[str, Any]:
+    return {"boot_id": worker.engine.boot_id}
+
+
+@handles(ClearCache)
+def clear_cache(worker: Worker, command: ClearCache) -> dict[str, Any]:
+    result = worker.engine.clear(force=command.force)
+    return {"removed": result.removed, "kept": result.kept, "doomed": result.doomed}
+
+
+@handles(SetQuota)
+def set_quota(worker: Worker, command: SetQuota) -> dict[str, Any]:
+    worker.engine.set_quota(command.cache_salt, command.limit_bytes)
+    worker.tenants.note_change(command.cache_salt)
+    return {"cache_salt": command.cache_salt, "limit_bytes": command.limit_bytes}
+
+
+@handles(DeleteQuota)
+def delete_quota(worker: Worker, command: DeleteQuota) -> dict[str, Any]:
+    removed = worker.engine.delete_quota(command.cache_salt)
+    worker.tenants.note_change(command.cache_salt)
+    return {"removed": removed}
+
+
+@handles(ChecksumBlocks)
+def checksum_blocks(worker: Worker, command: ChecksumBlocks) -> dict[str, Any]:
+    return worker.engine.checksum_blocks(command.instance_id, command.block_ids, command.chunk_size, command.layerwise)

@@ -1,0 +1,142 @@
+"""The tenants' two hashes in Redis: their quotas, which are durable, and what they hold in L1.
+
+The quota hash is the authority: it is read before the engine enforces anything. From then on the engine's table
+changes first and the hash follows, before the change is answered. `quota:epoch` names the life of the hash: when it
+is gone, Redis lost its data and both hashes are written again from memory; when it is another one, somebody put
+another Redis in place, and its quotas are taken over.
+"""
+
+import json
+import logging
+import secrets
+import threading
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, cast
+
+import redis
+
+from contract.keys import Keys, field_to_salt, salt_to_field
+
+logger = logging.getLogger(__name__)
+
+#: Fields of one HSET; a long one would hold up everybody else in Redis.
+BATCH = 1000
+
+
+class Tenants(Protocol):
+    """What these tables need of the engine."""
+
+    def load_quotas(self, limits: Mapping[str, int]) -> None: ...
+    def quotas(self) -> dict[str, int]: ...
+    def usage_by_salt(self) -> dict[str, int]: ...
+    def changed_usage(self) -> dict[str, int]: ...
+
+
+class TenantTables:
+    """Reads and writes the hashes. `note_change` may be called from any thread, the rest from one."""
+
+    def __init__(self, engine: Tenants, keys: Keys) -> None:
+        self._engine = engine
+        self._keys = keys
+        self._epoch = ""
+        self._lock = threading.Lock()
+        self._changed: set[str] = set()
+        self._write_all = False
+
+    def load(self, client: redis.Redis) -> int:
+        """Hands the durable quotas to the engine and returns their number. Raises redis.RedisError."""
+        client.set(self._keys.quota_epoch, secrets.token_hex(8), nx=True)
+        self._epoch = str(client.get(self._keys.quota_epoch))
+        limits = _limits(cast(dict[str, str], client.hgetall(self._keys.quota)))
+        client.delete(self._keys.usage)
+        self._engine.load_quotas(limits)
+        return len(limits)
+
+    def note_change(self, cache_salt: str) -> None:
+        """The engine's quota of this salt was set or removed; the next write() makes it durable."""
+        with self._lock:
+            self._changed.add(cache_salt)
+
+    def write(self, client: redis.Redis) -> None:
+        """Makes both hashes say what the engine says. Raises redis.RedisError; the next call then writes all."""
+        with self._lock:
+            changed, self._changed = self._changed, set()
+        try:
+            self._write(client, changed)
+        except redis.RedisError:
+            with self._lock:
+                self._changed |= changed
+            self._write_all = True
+            raise
+        self._write_all = False
+
+    def _write(self, client: redis.Redis, changed: set[str]) -> None:
+        epoch = cast(str | None, client.get(self._keys.quota_epoch))
+        if epoch is not None and epoch != self._epoch:
+            logger.warning(
+                "the quotas in Redis are of another life (epoch %s, not %s), taking them over", epoch, self._epoch
+            )
+            self._epoch = epoch
+            self._engine.load_quotas(_limits(cast(dict[str, str], client.hgetall(self._keys.quota))))
+            self._rewrite(client, self._keys.usage, _usage_fields(self._engine.usage_by_salt()))
+            return
+        if epoch is None:
+            logger.warning("Redis lost its data, writing %d quotas again", len(self._engine.quotas()))
+        if epoch is None or self._write_all:
+            self._rewrite(client, self._keys.quota, _quota_fields(self._engine.quotas()))
+            self._rewrite(client, self._keys.usage, _usage_fields(self._engine.usage_by_salt()))
+            client.set(self._keys.quota_epoch, self._epoch)
+            return
+        limits = self._engine.quotas() if changed else {}
+        self._update(client, self._keys.quota, changed, _quota_fields(limits))
+        usage = self._take_usage()
+        self._update(client, self._keys.usage, usage, _usage_fields(usage))
+
+    def _take_usage(self) -> dict[str, int]:
+        """What changed since the last call. If it cannot be written, all will be, so nothing is lost with it."""
+        return self._engine.changed_usage()
+
+    def _update(self, client: redis.Redis, key: str, salts: Iterable[str], fields: Mapping[str, str]) -> None:
+        """Sets those of the salts that have a field, removes the others."""
+        names = [salt_to_field(salt) for salt in salts]
+        present = {name: fields[name] for name in names if name in fields}
+        gone = [name for name in names if name not in fields]
+        if not names:
+            return
+        with client.pipeline(transaction=True) as pipeline:
+            for batch in _batches(list(present.items())):
+                pipeline.hset(key, mapping=cast(Any, dict(batch)))
+            for batch in _batches(gone):
+                pipeline.hdel(key, *batch)
+            pipeline.execute()
+
+    def _rewrite(self, client: redis.Redis, key: str, fields: Mapping[str, str]) -> None:
+        with client.pipeline(transaction=True) as pipeline:
+            pipeline.delete(key)
+            for batch in _batches(list(fields.items())):
+                pipeline.hset(key, mapping=cast(Any, dict(batch)))
+            pipeline.execute()
+
+
+def _batches(items: list[Any]) -> Iterable[list[Any]]:
+    return (items[start : start + BATCH] for start in range(0, len(items), BATCH))
+
+
+def _quota_fields(limits: Mapping[str, int]) -> dict[str, str]:
+    return {salt_to_field(salt): str(limit) for salt, limit in limits.items()}
+
+
+def _usage_fields(usage: Mapping[str, int]) -> dict[str, str]:
+    """Only salts that hold something."""
+    return {salt_to_field(salt): json.dumps({"l1_bytes": count}) for salt, count in usage.items() if count}
+
+
+def _limits(fields: Mapping[str, str]) -> dict[str, int]:
+    """The hash as salts and bytes. What people wrote by hand and nobody can read is left out, loudly."""
+    limits = {}
+    for field, value in fields.items():
+        if value.isascii() and value.isdigit():
+            limits[field_to_salt(field)] = int(value)
+        else:
+            logger.error("the quota of %s is %r, which is no number of bytes; it does not count", field, value)
+    return limits
