@@ -101,6 +101,7 @@ class Engine:
         self.segment.open()
         self.stats.read_gauges_from(self._gauges)
         self.segment.prefault()
+        self.transfers.start()
         self.housekeeping.start()
 
     def stop(self) -> None:

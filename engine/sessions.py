@@ -49,16 +49,19 @@ class Sessions:
 
     def hashes(self, request: CacheRequest, chunks: int) -> list[bytes]:
         """Hashes of the first `chunks` chunks (at most as many as are whole); not to be changed by the caller."""
+        chunks = min(chunks, len(request.tokens) // self._hasher.chunk_size)
         with self._lock:
             session = self._touch(request.request_id)
             tokens, hashes = session.tokens, session.hashes
             session.last_request = request
         if not _continues(tokens, request.tokens):
-            hashes = []
+            tokens, hashes = request.tokens, []
+        elif len(request.tokens) > len(tokens):
+            tokens = request.tokens
         if len(hashes) < chunks:
             hashes = hashes[:]
             self._hasher.extend(hashes, request.tokens, chunks)
-        self._remember(session, request, hashes)
+        self._remember(session, request.request_id, tokens, hashes)
         return hashes[:chunks]
 
     def object_keys(self, request: CacheRequest, chunks: range) -> list[ObjectKey]:
@@ -113,12 +116,12 @@ class Sessions:
         session.used_at = time.monotonic()
         return session
 
-    def _remember(self, session: Session, request: CacheRequest, hashes: list[bytes]) -> None:
+    def _remember(self, session: Session, request_id: str, tokens: "array[int]", hashes: list[bytes]) -> None:
         with self._lock:
-            if self._sessions.get(request.request_id) is not session:
+            if self._sessions.get(request_id) is not session:
                 return
-            self._tokens += len(request.tokens) - len(session.tokens)
-            session.tokens, session.hashes = request.tokens, hashes
+            self._tokens += len(tokens) - len(session.tokens)
+            session.tokens, session.hashes = tokens, hashes
             while self._tokens > MAX_REMEMBERED_TOKENS and len(self._sessions) > 1:
                 self._forget(next(iter(self._sessions)))
 

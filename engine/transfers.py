@@ -83,9 +83,12 @@ class Transfers:
         self._registrations, self._stats = registrations, stats
         self._chunk_size, self._offers_shared_memory = chunk_size, offers_shared_memory
         self._on_written = on_written
-        self._copier = Copier("l1-copy-helper")
         self._pending_stores: Pending[Reservation] = Pending("stores")
         self._pending_reads: Pending[Pin] = Pending("retrieves")
+
+    def start(self) -> None:
+        """Starts the thread that helps with copies."""
+        self._copier = Copier("l1-copy-helper")
 
     def close(self) -> None:
         """Ends the copy helper, after the copies under way."""

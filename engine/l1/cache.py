@@ -29,8 +29,17 @@ class L1Cache:
     Readers see READY entries of their own layout fingerprint, nothing else.
     """
 
-    def __init__(self, pool: SlotPool, policy: EvictionPolicy, *, write_ttl_s: float, read_ttl_s: float) -> None:
+    def __init__(
+        self,
+        pool: SlotPool,
+        policy: EvictionPolicy,
+        *,
+        write_ttl_s: float,
+        read_ttl_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._lock = threading.Lock()
+        self._clock = clock
         self._pool = pool
         self._index = Index(policy)
         self._leases = LeaseBook()
@@ -49,7 +58,7 @@ class L1Cache:
         A present object of another layout is replaced unless somebody holds it. What is present already becomes
         recent. The caller owns the slots until `commit` or `abort`; only the engine's own have no deadline.
         """
-        deadline = float("inf") if holder == ENGINE else time.monotonic() + self._write_ttl_s
+        deadline = float("inf") if holder == ENGINE else self._clock() + self._write_ttl_s
         reservation = Reservation(holder, deadline, [])
         with self._lock:
             for key in keys:
@@ -99,7 +108,7 @@ class L1Cache:
             if self._reservations.pop(reservation.number, None) is None:
                 return False
             granted = reservation.granted
-            complete = time.monotonic() < reservation.deadline
+            complete = self._clock() < reservation.deadline
             for entry in reversed(granted):
                 if entry.state is State.WRITING and complete:
                     self._index.make_ready(entry)
@@ -138,7 +147,7 @@ class L1Cache:
         `fingerprints`, the same one along the prefix for each rank and group. `readers` leases are taken per object.
         Leases which `owner` had before are given back in the same step.
         """
-        deadline = time.monotonic() + self._read_ttl_s
+        deadline = self._clock() + self._read_ttl_s
         with self._lock:
             found: list[Entry] = []
             hit = 0
@@ -300,7 +309,7 @@ class L1Cache:
         The slot of an expired reservation is not used again before its client commits, unregisters or is reaped: the
         client may still be writing.
         """
-        now, owners, reservations = time.monotonic(), 0, 0
+        now, owners, reservations = self._clock(), 0, 0
         while True:
             with self._lock:
                 if not self._leases.due(now):

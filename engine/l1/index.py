@@ -110,7 +110,8 @@ class Index:
         assert all(entry.state is not State.DOOMED for entry in self.entries.values()), "a doomed entry is listed"
         assert len(self.entries) - len(ready) == self.num_writing, "WRITING objects are miscounted"
         order = list(self.policy.keys())
-        assert len(order) == len(set(order)) and set(order) == set(ready), "eviction order and table disagree"
+        assert len(order) == len(ready), f"{len(order)} objects in the eviction order, {len(ready)} are READY"
+        assert set(order) == set(ready), "eviction order and table disagree"
         sums: dict[str, int] = {}
         for entry in ready.values():
             sums[entry.key.cache_salt] = sums.get(entry.key.cache_salt, 0) + entry.nbytes

@@ -90,7 +90,7 @@ class SlotPool:
             self._add_hole(end, self.capacity - end)
 
     def find_run(self, nbytes: int, oldest_first: Iterable[int]) -> list[int] | None:
-        """Slots to free so that `nbytes` fit, or None.
+        """Slots to free so that `nbytes` fit, or None. For when no hole is large enough by itself.
 
         `oldest_first` are offsets of slots that may go. Slots are considered in that order until some of them form
         one contiguous run with the holes between; so the newest victim is as old as it can be.
@@ -142,10 +142,13 @@ class SlotPool:
             assert not (is_hole and previous_was_hole), f"hole at {at} was not coalesced"
             size = self._holes[at] if is_hole else self._slots[at]
             ends = self._hole_ends if is_hole else self._slot_ends
-            assert size > 0 and size % PAGE == 0 and ends[at + size] == at, f"bad size {size} at {at}"
+            assert size > 0, f"size {size} at {at}"
+            assert size % PAGE == 0, f"size {size} at {at} is not in whole pages"
+            assert ends[at + size] == at, f"the end of what begins at {at} points to {ends[at + size]}"
             used += 0 if is_hole else size
             at, previous_was_hole = at + size, is_hole
-        assert at == self.capacity and used == self.used_bytes, f"{used} bytes in slots, {self.used_bytes} counted"
+        assert at == self.capacity, f"slots and holes end at {at}, the pool at {self.capacity}"
+        assert used == self.used_bytes, f"{used} bytes in slots, {self.used_bytes} counted"
         assert self._by_size == sorted((size, offset) for offset, size in self._holes.items())
         assert len(self._slot_ends) == len(self._slots)
         assert len(self._hole_ends) == len(self._holes)
