@@ -21,6 +21,8 @@ LARGE_FRAME_BYTES = 64 * 1024
 #: How long closing waits for replies to leave.
 LINGER_MS = 500
 KEEPALIVE_IDLE_S = 60
+#: The tracker of what was copied by the socket.
+SENT = zmq.MessageTracker()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,23 +85,20 @@ class Router:
         head += [b""] * (3 - len(head))
         return Call(head[0], head[1], head[2], [_content(part) for part in frames[3:]])
 
-    def send(self, call: Call, operation: bytes, values: Sequence[bytes]) -> list[zmq.MessageTracker] | None:
-        """Answers `call`; None when the client is gone or does not read. Else one tracker per large value."""
+    def send(self, call: Call, operation: bytes, value: bytes | None = None) -> zmq.MessageTracker | None:
+        """Answers `call`; None when the client is gone or does not read. The tracker tells when a large value is sent."""
+        socket, more = self.socket, zmq.NOBLOCK | zmq.SNDMORE
         try:
-            self.socket.send(call.identity, zmq.NOBLOCK | zmq.SNDMORE)
-            self.socket.send(call.request_id, zmq.NOBLOCK | zmq.SNDMORE)
-            self.socket.send(operation, zmq.NOBLOCK | (zmq.SNDMORE if values else 0))
-            trackers = []
-            for index, value in enumerate(values):
-                flags = zmq.NOBLOCK | (zmq.SNDMORE if index + 1 < len(values) else 0)
-                if len(value) < LARGE_FRAME_BYTES:
-                    self.socket.send(value, flags)
-                    continue
-                self._used_zero_copy = True
-                tracker = self.socket.send(value, flags, copy=False, track=True)
-                assert tracker is not None
-                trackers.append(tracker)
-            return trackers
+            socket.send(call.identity, more)
+            socket.send(call.request_id, more)
+            socket.send(operation, zmq.NOBLOCK if value is None else more)
+            if value is None:
+                return SENT
+            if len(value) < LARGE_FRAME_BYTES:
+                socket.send(value, zmq.NOBLOCK)
+                return SENT
+            self._used_zero_copy = True
+            return socket.send(value, zmq.NOBLOCK, copy=False, track=True)
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 logger.warning("data plane: a reply could not be sent: %s", error)

@@ -28,7 +28,7 @@ from engine.dataplane.counters import UNKNOWN, DataPlaneCounters
 from engine.dataplane.limits import DataPlaneLimits
 from engine.dataplane.operations import Answer, Copies, Failure, Operation, Operations, Parked, Refusal
 from engine.dataplane.parking import Parking
-from engine.dataplane.router import LARGE_FRAME_BYTES, Call, Router
+from engine.dataplane.router import LARGE_FRAME_BYTES, SENT, Call, Router
 from engine.dataplane.transfer_pool import TransferPool, Work
 from engine.errors import BadRequest, EngineError
 from engine.periodic import RunRecord
@@ -74,6 +74,7 @@ class DataPlaneServer:
         self._finished: deque[_Finished] = deque()
         self._parking = Parking(self._operations.lookup_answer, self._limits.max_parked, self._limits.max_wait_s)
         self._stop_asked = threading.Event()
+        self._pool_ended = False
         self._turned_at = time.monotonic()
         self._noted_at = self._complained_at = 0.0
         self._silenced = 0
@@ -108,16 +109,20 @@ class DataPlaneServer:
         os.eventfd_write(self._wake_fd, 1)
 
     def stop(self) -> None:
-        """Answers what is under way, refuses what is queued, closes the port."""
+        """Answers what is under way, refuses what is queued, closes the port. Harmless when stopped already."""
+        if self._stop_asked.is_set():
+            return
         self._stop_asked.set()
         self._record.stopped_on_purpose = True
         os.eventfd_write(self._wake_fd, 1)
         self._thread.join(STOP_TIMEOUT_S)
         if self._thread.is_alive():
             logger.error("data plane: a request still runs %d s after the stop, left alone", STOP_TIMEOUT_S)
-            return
-        os.close(self._wake_fd)
-        logger.info("data plane: stopped")
+        elif self._pool_ended:
+            os.close(self._wake_fd)
+            logger.info("data plane: stopped")
+        else:
+            logger.error("data plane: a copy still runs after the stop, left alone")
 
     # ---- the socket's thread
 
@@ -129,7 +134,7 @@ class DataPlaneServer:
                 except Exception:
                     logger.exception("data plane: a turn failed, the loop goes on")
                     self._stop_asked.wait(0.05)
-            self._pool.close()
+            self._pool_ended = self._pool.close()
             self._send_finished()
             self._answer_parked(self._parking.leave())
         finally:
@@ -189,12 +194,7 @@ class DataPlaneServer:
 
     def _hand_over(self, call: Call, name: str, operation: Operation) -> None:
         """To a transfer thread, unless KV bytes in messages or queued copies have reached their bound."""
-        held_bytes = 0
-        if operation.copies is Copies.WITH_DATA:
-            held_bytes = len(call.parameters[2])
-        elif operation.copies is Copies.IN_MESSAGES and self._budget.is_used_up:
-            self._reply(call, name, operation, self._failed(name, operation, "busy", "too many bytes in messages"))
-            return
+        held_bytes = len(call.parameters[2]) if operation.copies is Copies.WITH_DATA else 0
         if held_bytes and not self._budget.take(held_bytes):
             text = f"{held_bytes} bytes in a message beside {self._budget.held_bytes} held already"
             self._reply(call, name, operation, self._failed(name, operation, "busy", text))
@@ -224,8 +224,13 @@ class DataPlaneServer:
 
     def _run(self, call: Call, name: str, operation: Operation) -> Answer:
         """The operation's answer, or its failure answer. Any thread; never raises."""
+        if operation.copies is Copies.IN_MESSAGES and self._budget.is_used_up:
+            text = f"{self._budget.held_bytes} bytes are held in messages"
+            return self._failed(name, operation, "busy", text)
         try:
-            return operation.run(call.parameters)
+            answer = operation.run(call.parameters)
+            self._budget.add(_large_bytes(answer))
+            return answer
         except BadRequest as error:
             return self._failed(name, operation, "bad_request", str(error))
         except EngineError as error:
@@ -252,15 +257,14 @@ class DataPlaneServer:
 
     def _send(self, call: Call, answer: Failure) -> None:
         if isinstance(answer, Refusal):
-            trackers = self._router.send(call, ERROR_OPERATION, (wire.encode(answer.text[:MAX_ERROR_TEXT]),))
+            sent = self._router.send(call, ERROR_OPERATION, wire.encode(answer.text[:MAX_ERROR_TEXT]))
         else:
-            trackers = self._router.send(call, call.operation, answer)
-            large = [value for value in answer if len(value) >= LARGE_FRAME_BYTES]
-            for tracker, value in zip(trackers or (), large, strict=False):
-                self._budget.add(len(value))
-                self._budget.give_back_when_sent(tracker, len(value))
-        if trackers is None:
+            sent = self._router.send(call, call.operation, *answer)
+        if sent is None:
             self._counters.undeliverable()
+            self._budget.give_back(_large_bytes(answer))
+        elif sent is not SENT:
+            self._budget.give_back_when_sent(sent, _large_bytes(answer))
 
     def _complain(self, text: str) -> None:
         """Logs, but not a line for each message of a client that has gone wrong."""
@@ -270,3 +274,10 @@ class DataPlaneServer:
             return
         self._complained_at, silenced, self._silenced = now, self._silenced, 0
         logger.warning("data plane: refused: %s (%d refusals not shown before)", text, silenced)
+
+
+def _large_bytes(answer: Answer) -> int:
+    """Bytes of an answer that count as KV bytes in a message."""
+    if isinstance(answer, tuple) and answer and len(answer[0]) >= LARGE_FRAME_BYTES:
+        return len(answer[0])
+    return 0

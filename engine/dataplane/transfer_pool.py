@@ -68,8 +68,8 @@ class TransferPool:
             self._changed.notify()
             return True
 
-    def close(self) -> None:
-        """Refuses what has not begun, waits for what has, ends the threads."""
+    def close(self) -> bool:
+        """Refuses what has not begun, waits for what has, ends the threads. False when one still runs after that."""
         with self._changed:
             self._closing = True
             refused = [work for queue in self._lanes.values() for work in queue]
@@ -83,6 +83,7 @@ class TransferPool:
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join(JOIN_TIMEOUT_S)
+        return not any(thread.is_alive() for thread in self._threads)
 
     def _loop(self) -> None:
         while True:

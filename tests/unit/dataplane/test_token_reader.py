@@ -1,0 +1,93 @@
+"""Tokens are decoded once, and never confused: the answer is always that of decoding from scratch."""
+
+from array import array
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.dataplane.token_reader import TokenReader
+from engine.errors import BadRequest
+from tests.unit.dataplane.raw_client import encode
+
+TOKEN = st.integers(0, 2**32 - 1)
+
+
+def test_equal_bytes_give_the_same_array_again():
+    reader = TokenReader()
+    raw = encode([1, 200, 70_000, 2**32 - 1])
+
+    first = reader.read("r", raw)
+
+    assert first == array("I", [1, 200, 70_000, 2**32 - 1])
+    assert reader.read("r", bytes(bytearray(raw))) is first
+
+
+def test_a_grown_request_leaves_the_older_array_as_it_was():
+    reader = TokenReader()
+    older = reader.read("r", encode(list(range(10))))
+
+    newer = reader.read("r", encode(list(range(20))))
+
+    assert (older, newer) == (array("I", range(10)), array("I", range(20)))
+
+
+def test_a_forgotten_request_is_decoded_anew():
+    reader = TokenReader()
+    first = reader.read("r", encode([1]))
+
+    reader.forget("r")
+    again = reader.read("r", encode([1]))
+
+    assert again == first
+    assert again is not first
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.lists(TOKEN, max_size=40)), max_size=20))
+def test_any_history_of_requests_reads_as_if_it_were_the_first(history):
+    reader = TokenReader(max_requests=1)
+
+    for request_id, tokens in history:
+        assert reader.read(request_id, encode(tokens)) == array("I", tokens)
+
+
+@given(st.lists(TOKEN, max_size=300), st.lists(TOKEN, max_size=300))
+def test_a_request_may_grow_across_every_form_of_array_header(start, more):
+    reader = TokenReader()
+    reader.read("r", encode(start))
+
+    assert reader.read("r", encode(start + more)) == array("I", start + more)
+
+
+def test_a_bad_tail_is_refused_and_the_known_tokens_stay_right():
+    reader = TokenReader()
+    reader.read("r", encode([1, 2]))
+
+    with pytest.raises(BadRequest):
+        reader.read("r", encode([1, 2, "x"]))
+
+    assert reader.read("r", encode([1, 2])) == array("I", [1, 2])
+
+
+def test_what_is_remembered_is_bounded_by_number_and_by_bytes():
+    few, small = TokenReader(max_requests=2), TokenReader(max_bytes=100)
+
+    first = [reader.read("r0", encode([7] * 10)) for reader in (few, small)]
+    for number in range(1, 4):
+        for reader in (few, small):
+            reader.read(f"r{number}", encode([7] * 10))
+
+    assert all(
+        reader.read("r0", encode([7] * 10)) is not array_then
+        for reader, array_then in zip((few, small), first, strict=True)
+    )
+
+
+def test_a_request_larger_than_the_whole_memory_is_read_all_the_same():
+    assert len(TokenReader(max_bytes=10).read("r", encode([7] * 1000))) == 1000
+
+
+@pytest.mark.parametrize("raw", [b"", b"\xdc", b"\xdc\x00", b"\xdd\x00\x00", b"\xc0", b"\x92\x01", b"\x91\x01\x01"])
+def test_a_truncated_or_foreign_array_is_refused(raw):
+    with pytest.raises(BadRequest):
+        TokenReader().read("r", raw)
