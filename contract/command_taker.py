@@ -79,7 +79,13 @@ class Delivery:
 
     def reply(self, result: dict[str, Any]) -> None:
         """Sends the result, or keeps it until Redis is back. Any thread may call."""
-        self.taker.answer(self.entry_id, self.fields, _Answer(json.dumps({"ok": True, "result": result})), "replied")
+        try:
+            text = json.dumps({"ok": True, "result": result})
+        except (TypeError, ValueError) as error:
+            logger.exception("the result of command %s is no JSON", self.command_id)
+            self.fail("internal", f"the result is no JSON: {error}")
+            return
+        self.taker.answer(self.entry_id, self.fields, _Answer(text), "replied")
 
     def fail(self, code: str, message: str) -> None:
         """Sends a failure, or keeps it until Redis is back. Any thread may call."""

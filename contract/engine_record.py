@@ -105,7 +105,7 @@ def read_record(client: redis.Redis | None, keys: Keys, run_dir: Path | None) ->
     A fresh file answers without asking Redis. Redis being away is no error while a file is there; raises RedisAway
     when it is away and there is none.
     """
-    in_file = None if run_dir is None else _read_file(run_dir / RECORD_FILE)
+    in_file = None if run_dir is None else read_file_record(run_dir / RECORD_FILE)
     if client is None or (in_file is not None and in_file.is_alive(time.time())):
         return in_file
     try:
@@ -130,7 +130,8 @@ def read_redis_record(client: redis.Redis, keys: Keys) -> EngineRecord | None:
     return dataclasses.replace(record, beat_at=time.time() - (ALIVE_S - remaining_ms / 1000))
 
 
-def _read_file(path: Path) -> EngineRecord | None:
+def read_file_record(path: Path) -> EngineRecord | None:
+    """The record in this file, or None when there is none that can be read."""
     try:
         fields = json.loads(path.read_text())
     except (OSError, ValueError):

@@ -61,18 +61,29 @@ class CommandLoop:
             while not self._stopping.is_set():
                 started = time.time()
                 try:
-                    delivery = self._taker.take(BLOCK_S)
+                    took = self._turn()
                 except RedisAway as error:
                     self._outage.failed(error)
                     self._record.ran(started, success=False, message=str(error))
                     self._stopping.wait(self._outage.pause_s)
-                    continue
-                self._outage.worked()
-                if delivery is not None:
-                    self._dispatch(delivery)
-                self._record.ran(started, success=True, count=delivery is not None)
+                except Exception as error:  # a loop top: commands must go on after a bug
+                    logger.exception("a turn of the command loop failed")
+                    self._record.ran(started, success=False, message=repr(error))
+                    self._taker.recover()
+                    self._stopping.wait(self._outage.pause_s)
+                else:
+                    self._record.ran(started, success=True, count=took)
         finally:
             self._record.is_running = False
+
+    def _turn(self) -> bool:
+        """Whether there was a command. Raises RedisAway."""
+        delivery = self._taker.take(BLOCK_S)
+        self._outage.worked()
+        if delivery is None:
+            return False
+        self._dispatch(delivery)
+        return True
 
     def _dispatch(self, delivery: Delivery) -> None:
         if not delivery.command.slow:

@@ -97,7 +97,11 @@ class Heartbeat:
         try:
             while not self._stopping.is_set():
                 started = time.time()
-                reached = self._beat()
+                try:
+                    reached = self._beat()
+                except Exception:  # a loop top: an engine without a beat counts as dead
+                    logger.exception("a beat failed")
+                    reached = False
                 self._record.ran(started, success=reached)
                 self._wake.wait(max(0.0, BEAT_INTERVAL_S - (time.time() - started)))
                 self._wake.clear()

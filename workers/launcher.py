@@ -1,0 +1,249 @@
+"""./larder server: starts Redis (unless one is given), the engine and the web server, and keeps them running.
+
+    start    checks (settings, directory, ports, Redis) → Redis → engine and web together → all ready
+    running  what dies is started again, with a pause that doubles from 0.2 to 10 s
+    stop     SIGTERM or SIGINT: web, engine, Redis, in this order; only the data directory stays
+
+exit code  meaning
+---------  --------------------------------------------
+0          stopped as asked
+1          could not start; the last line says why
+"""
+
+import dataclasses
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+import redis
+
+from contract.engine_record import RECORD_FILE, read_file_record
+from contract.errors import RedisAway
+from contract.redis_client import check_server, mask_password, open_redis
+from contract.settings import ENVIRONMENT_PREFIX, SettingError, Settings, load_settings
+from engine.errors import StartError
+from engine.l1.segment import remove_stale_pools
+from workers import embedded_redis
+from workers.child import Child, ChildPlan
+from workers.engine_worker import EXIT_CANNOT_START
+from workers.logs import set_up_logging
+from workers.ownership import lock_file
+from workers.ports import answers_http, check_port, http_url
+
+logger = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parent.parent
+LOOK_INTERVAL_S = 0.05
+#: A Redis with much data, or a pool of hundreds of GiB, takes its time.
+START_TIMEOUT_S = 600.0
+STILL_WAITING_S = 10.0
+#: An external Redis may be starting at the same time as we are.
+REDIS_PATIENCE_S = 10.0
+#: A child that dies this often before it was ever ready will not get there.
+START_ATTEMPTS = 3
+
+
+class Launcher:
+    """Runs once, in the main thread of its process."""
+
+    def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
+        self._is_embedded = not settings.redis_url
+        self._settings = dataclasses.replace(
+            settings, data_dir=str(Path(settings.data_dir).resolve()), redis_url=settings.effective_redis_url
+        )
+        self._environ = environ
+        self._asked_to_stop = threading.Event()
+        self._children: list[Child] = []
+
+    def stop(self, number: int = 0, frame: FrameType | None = None) -> None:
+        """Makes run() stop everything and return. Fit for a signal handler."""
+        self._asked_to_stop.set()
+
+    def run(self) -> None:
+        """Serves until stop(). Raises StartError, after it has stopped what it had started."""
+        settings = self._settings
+        began = time.monotonic()
+        with lock_file(settings.run_dir / "launcher.lock", "larder server"):
+            self._check()
+            try:
+                if self._is_embedded:
+                    self._start(self._redis_plan())
+                    self._wait_until_ready()
+                self._start(self._engine_plan(), self._web_plan())
+                self._wait_until_ready()
+                if not self._asked_to_stop.is_set():
+                    self._announce(time.monotonic() - began)
+                while not self._asked_to_stop.wait(LOOK_INTERVAL_S):
+                    self._look()
+                logger.info("stopping")
+            finally:
+                self._stop_children()
+
+    def _check(self) -> None:
+        """What can be known before anything is started. Raises StartError naming the setting."""
+        settings = self._settings
+        check_port("http_port", settings.http_host, settings.http_port)
+        check_port("port", settings.host, settings.port)
+        if self._is_embedded:
+            check_port("redis_port", "127.0.0.1", settings.redis_port)
+        else:
+            self._check_external_redis()
+
+    def _check_external_redis(self) -> None:
+        shown = mask_password(self._settings.redis_url)
+        give_up_at = time.monotonic() + REDIS_PATIENCE_S
+        client = open_redis(self._settings.redis_url)
+        try:
+            while True:
+                try:
+                    problem = check_server(client)
+                    break
+                except RedisAway as error:
+                    if time.monotonic() > give_up_at or self._asked_to_stop.wait(0.2):
+                        raise StartError(f"redis_url: got {shown!r}, which does not answer: {error}") from error
+        finally:
+            client.close()
+        if problem is not None:
+            raise StartError(f"redis_url: got {shown!r}: {problem}")
+
+    def _redis_plan(self) -> ChildPlan:
+        directory = Path(self._settings.data_dir) / "redis"
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / embedded_redis.LOG_FILE).unlink(missing_ok=True)
+        argv = embedded_redis.command(embedded_redis.find_binary(), self._settings.redis_port, directory)
+        return ChildPlan("redis", argv, self._environ_without_ours(), directory, self._redis_answers, 15.0)
+
+    def _engine_plan(self) -> ChildPlan:
+        argv = [sys.executable, "-m", "workers.engine_worker"]
+        return ChildPlan("engine", argv, self._child_environ(with_tokens=False), ROOT, self._engine_is_ready, 60.0)
+
+    def _web_plan(self) -> ChildPlan:
+        argv = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py"), "wsgi:app"]
+        return ChildPlan("web", argv, self._child_environ(with_tokens=True), ROOT, self._web_answers, 15.0)
+
+    def _environ_without_ours(self) -> dict[str, str]:
+        """The launcher's own settings must not reach a child twice: flags were merged into them."""
+        return {
+            name: value
+            for name, value in self._environ.items()
+            if name != "REDIS_URL" and not name.startswith(ENVIRONMENT_PREFIX)
+        }
+
+    def _child_environ(self, *, with_tokens: bool) -> dict[str, str]:
+        settings = self._settings if with_tokens else dataclasses.replace(self._settings, admin_token="", read_token="")
+        return {**self._environ_without_ours(), **settings.as_environ()}
+
+    def _redis_answers(self, pid: int) -> bool:
+        client = open_redis(self._settings.redis_url)
+        try:
+            return bool(client.info("server").get("process_id") == pid)
+        except redis.RedisError:
+            return False
+        finally:
+            client.close()
+
+    def _engine_is_ready(self, pid: int) -> bool:
+        record = read_file_record(self._settings.run_dir / RECORD_FILE)
+        return record is not None and record.pid == pid and record.state == "ready"
+
+    def _web_answers(self, pid: int) -> bool:
+        return answers_http(self._settings.http_host, self._settings.http_port)
+
+    def _start(self, *plans: ChildPlan) -> None:
+        for plan in plans:
+            if self._asked_to_stop.is_set():
+                return
+            child = Child(plan)
+            self._children.append(child)
+            try:
+                child.start()
+            except OSError as error:
+                raise StartError(f"{plan.name} cannot be started: {error}") from error
+
+    def _wait_until_ready(self) -> None:
+        """Returns when every child is ready, or stop() was called. Raises StartError when one will never be."""
+        began = time.monotonic()
+        next_line_at = began + STILL_WAITING_S
+        while waiting := [child for child in self._children if not child.is_ready]:
+            if self._asked_to_stop.wait(LOOK_INTERVAL_S):
+                return
+            self._look()
+            now = time.monotonic()
+            if now > began + START_TIMEOUT_S:
+                raise StartError(f"{waiting[0].name} is not ready after {START_TIMEOUT_S:.0f} s")
+            if now > next_line_at:
+                next_line_at = now + STILL_WAITING_S
+                logger.info("still waiting for %s", ", ".join(child.name for child in waiting))
+
+    def _look(self) -> None:
+        for child in self._children:
+            code = child.check()
+            if code is None or child.was_ready:
+                continue
+            if code == EXIT_CANNOT_START or child.failures_in_a_row >= START_ATTEMPTS:
+                raise StartError(f"{child.name} could not start{self._reason(child)}")
+
+    def _reason(self, child: Child) -> str:
+        if child.name != "redis":
+            return ", its own lines above say why"
+        log = Path(self._settings.data_dir) / "redis" / embedded_redis.LOG_FILE
+        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+        return f"; the end of {log}: " + " / ".join(lines[-3:])
+
+    def _announce(self, took_s: float) -> None:
+        settings = self._settings
+        rows = {
+            "HTTP": f"{http_url(settings.http_host, settings.http_port)}, listening on {settings.http_host}",
+            "data plane": f"tcp://{settings.host}:{settings.port}",
+            "Redis": mask_password(settings.redis_url) + (", started here" if self._is_embedded else ", external"),
+            "data": settings.data_dir,
+        }
+        logger.info("larder is up after %.1f s", took_s)
+        for name, value in rows.items():
+            logger.info("%-10s %s", name, value)
+
+    def _stop_children(self) -> None:
+        """Stops the latest first, then removes what a killed engine could not."""
+        for child in reversed(self._children):
+            child.stop()
+        remove_stale_pools()
+        (self._settings.run_dir / RECORD_FILE).unlink(missing_ok=True)
+
+
+def run_server(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """`larder server`: returns the exit code."""
+    set_up_logging("launcher", "INFO")
+    try:
+        settings = load_settings(argv, environ)
+        set_up_logging("launcher", settings.log_level)
+        launcher = Launcher(settings, environ)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, launcher.stop)
+        launcher.run()
+    except (SettingError, StartError) as error:
+        logger.error("cannot start: %s", error)
+        return 1
+    logger.info("stopped")
+    return 0
+
+
+PROGRAMS: dict[str, Callable[[Sequence[str], Mapping[str, str]], int]] = {"server": run_server}
+
+USAGE = """usage: larder server [flags]     start Redis (unless REDIS_URL is set), the engine and the HTTP API
+       larder server --help      list the flags
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """The `larder` command; returns the exit code."""
+    if argv and argv[0] in PROGRAMS:
+        return PROGRAMS[argv[0]](argv[1:], os.environ)
+    asked = bool(argv) and argv[0] in ("-h", "--help", "help")
+    (sys.stdout if asked else sys.stderr).write(USAGE)
+    return 0 if asked else 2
