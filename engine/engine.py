@@ -92,6 +92,7 @@ class Engine:
         self.store, self.retrieve = transfers.store, transfers.retrieve
         self.prepare_store, self.commit_store = transfers.prepare_store, transfers.commit_store
         self.prepare_retrieve, self.commit_retrieve = transfers.prepare_retrieve, transfers.commit_retrieve
+        self.answers_in_messages = transfers.answers_in_messages
 
     # ---- life
 

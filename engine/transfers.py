@@ -231,7 +231,7 @@ class Transfers:
         registration, chunks = self._begin(request, instance_id, server_driven=False)
         if not chunks:
             return PreparedRetrieve()
-        by_message = not (self._offers_shared_memory and registration.uses_shared_memory)
+        by_message = self.answers_in_messages(instance_id)
         if not by_message:
             self._pending_reads.check_room(instance_id)
         pin = self._pin(request, registration, chunks, ENGINE if by_message else instance_id)
@@ -249,6 +249,11 @@ class Transfers:
             self._l1.unpin(pin)
             raise UnknownInstance(instance_id)
         return PreparedRetrieve(True, [self._slot_view(registration, entry) for entry in pin.entries])
+
+    def answers_in_messages(self, instance_id: int) -> bool:
+        """Whether `prepare_retrieve` for this client would copy bytes into its answer."""
+        registration = self._registrations.find(instance_id)
+        return not self._offers_shared_memory or (registration is not None and not registration.uses_shared_memory)
 
     def commit_retrieve(self, request: CacheRequest, instance_id: int) -> bool:
         """The client has read its slots. True, also when nothing was prepared. Raises BadRequest."""

@@ -27,12 +27,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from engine.config import SHM_OFF
 from engine.dataplane import wire
 from engine.dataplane.token_reader import TokenReader
 from engine.dataplane.wire import Frame, encode
 from engine.device.tensors import open_kv_tensors
-from engine.errors import Unsupported
+from engine.errors import BadRequest
 
 if TYPE_CHECKING:
     from engine.engine import Engine
@@ -103,12 +102,7 @@ class Operations:
     def __init__(self, engine: "Engine") -> None:
         self._engine = engine
         self._tokens = TokenReader()
-        self._in_messages = engine.config.shm_name == SHM_OFF
         self._table: Mapping[str, Operation] = _control(self) | _lookups(self) | _transfers(self)
-        self._registered_by: Mapping[str, str] = {
-            "register_kv_cache": "lmcache_driven",
-            "register_kv_cache_engine_driven_context": "engine_driven",
-        }
 
     @property
     def names(self) -> frozenset[str]:
@@ -126,7 +120,13 @@ class Operations:
             return False
         if operation.copies is Copies.WITH_DATA:
             return len(parameters[2]) > _EMPTY_DATA_BYTES
-        return operation.copies is Copies.ALWAYS or self._in_messages
+        return operation.copies is Copies.ALWAYS or self._travels_in_messages(parameters[1])
+
+    def _travels_in_messages(self, instance_frame: Frame) -> bool:
+        try:
+            return self._engine.answers_in_messages(wire.decode_int64(instance_frame))
+        except BadRequest:
+            return False
 
     # ---- control
 
@@ -162,7 +162,6 @@ class Operations:
         return VOID
 
     def register_engine_driven(self, parameters: Parameters) -> Answer:
-        self._check_mode("engine_driven")
         pool = self._engine.register_engine_driven(wire.decode_registration(parameters[0]))
         return (encode({"shm_name": pool.shm_name, "pool_size": pool.pool_size}),)
 
@@ -171,7 +170,6 @@ class Operations:
         return VOID
 
     def register_kv_cache(self, parameters: Parameters) -> Answer:
-        self._check_mode("lmcache_driven")
         instance_id, model_name = wire.decode_int64(parameters[0]), wire.decode_name(parameters[2])
         world_size = wire.decode_count(parameters[3])
         wire.decode_name(parameters[4])
@@ -181,11 +179,7 @@ class Operations:
             wire.decode_layout_hints(parameters[5]),
             self._engine.chunk_size,
         )
-        try:
-            self._engine.register_kv_cache(instance_id, tensors, model_name, world_size)
-        except BaseException:
-            tensors.close()
-            raise
+        self._engine.register_kv_cache(instance_id, tensors, model_name, world_size)
         return VOID
 
     def unregister_kv_cache(self, parameters: Parameters) -> Answer:
@@ -261,11 +255,6 @@ class Operations:
 
     def _key_with_readers(self, parameters: Parameters) -> Any:
         return wire.decode_request(parameters[0], self._tokens, tp_size=wire.decode_count(parameters[1]))
-
-    def _check_mode(self, wanted: str) -> None:
-        allowed = self._engine.config.supported_transfer_mode
-        if allowed not in ("auto", wanted):
-            raise Unsupported(f"a client that works {wanted}: supported_transfer_mode is {allowed}")
 
 
 def _control(do: Operations) -> dict[str, Operation]:

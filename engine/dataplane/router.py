@@ -86,7 +86,7 @@ class Router:
         return Call(head[0], head[1], head[2], [_content(part) for part in frames[3:]])
 
     def send(self, call: Call, operation: bytes, value: bytes | None = None) -> zmq.MessageTracker | None:
-        """Answers `call`; None when the client is gone or does not read. The tracker tells when a large value is sent."""
+        """Answer `call`; None when the client is gone or does not read. The tracker tells when it is sent."""
         socket, more = self.socket, zmq.NOBLOCK | zmq.SNDMORE
         try:
             socket.send(call.identity, more)

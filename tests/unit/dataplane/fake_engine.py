@@ -60,6 +60,9 @@ class FakeEngine:
             "retrieve": True,
         }
 
+    def answers_in_messages(self, instance_id: int) -> bool:
+        return self.config.shm_name == "off"
+
     def __getattr__(self, verb: str) -> Callable[..., Any]:
         if verb not in VERBS:
             raise AttributeError(verb)

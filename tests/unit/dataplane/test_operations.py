@@ -188,15 +188,6 @@ def test_a_miss_is_answered_as_such(serve):
     assert client.call("prepare_retrieve", key(), 5) == SAFE["prepare_retrieve"]
 
 
-@pytest.mark.parametrize(("mode", "operation"), [("lmcache_driven", 14), ("engine_driven", 1)])
-def test_only_the_supported_transfer_mode_may_register(serve, mode, operation):
-    engine, client = serve(supported_transfer_mode=mode)
-    parameters = [REGISTRATION] if operation == 14 else [5, [], "m", 1, "vllm", {}, []]
-
-    assert mode in client.refusal(operation, *parameters)
-    assert engine.calls == []
-
-
 @pytest.mark.parametrize(
     "operation",
     [0, 3, 4, 5, 11, 25, 33, 34, 1 << 40, "cb_reorder_plan", "server_module_call", "p2p_unlock_objects", "x"],
