@@ -22,7 +22,7 @@ from workers.slow_commands import SlowCommands
 logger = logging.getLogger(__name__)
 
 #: The longest wait for a command; open the taker's blocking client with it.
-BLOCK_S = 1.0
+BLOCK_S = 0.5
 #: A turn takes at most the block, the client's patience on top of it, and the pause after a failure.
 TURN_S = 2.0
 STOP_TIMEOUT_S = 10.0
@@ -31,8 +31,16 @@ STOP_TIMEOUT_S = 10.0
 class CommandLoop:
     """One thread that takes, plus the pool for slow commands. `start` and `stop` are called once each."""
 
-    def __init__(self, taker: CommandTaker, worker: Worker, publisher: Publisher, threads: PeriodicThreads) -> None:
+    def __init__(
+        self,
+        taker: CommandTaker,
+        worker: Worker,
+        publisher: Publisher,
+        threads: PeriodicThreads,
+        block_s: float = BLOCK_S,
+    ) -> None:
         self._taker = taker
+        self._block_s = block_s
         self._worker = worker
         self._publisher = publisher
         self._threads = threads
@@ -78,7 +86,7 @@ class CommandLoop:
 
     def _turn(self) -> bool:
         """Whether there was a command. Raises RedisAway."""
-        delivery = self._taker.take(BLOCK_S)
+        delivery = self._taker.take(self._block_s)
         self._outage.worked()
         if delivery is None:
             return False
