@@ -92,10 +92,16 @@ class L1Cache:
 
     def _make_room(self, nbytes: int) -> int | None:
         """Evicts the oldest contiguous run of evictable objects that leaves room for `nbytes`, and allocates."""
-        entries = self._index.entries
-        candidates = [entries[key] for key in islice(self._index.policy.oldest(), MAX_CANDIDATES)]
-        evictable = {entry.offset: entry for entry in candidates if not entry.held}
-        run = self._pool.find_run(nbytes, evictable)
+        evictable: dict[int, Entry] = {}
+
+        def oldest_first() -> Iterator[int]:
+            for key in islice(self._index.policy.oldest(), MAX_CANDIDATES):
+                entry = self._index.entries[key]
+                if not entry.held:
+                    evictable[entry.offset] = entry
+                    yield entry.offset
+
+        run = self._pool.find_run(nbytes, oldest_first())
         if run is None:
             return None
         for offset in run:

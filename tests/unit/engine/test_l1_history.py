@@ -17,11 +17,13 @@ PAGES = 12
 WRITE_TTL_S, READ_TTL_S = 60.0, 30.0
 SALTS = ("", "alice")
 LAYOUTS = (b"layout-one", b"layout-two")
-KEYS = [ObjectKey(bytes([number]), "model", 0x01000100, 0, salt) for salt in SALTS for number in range(8)]
+KEYS = [ObjectKey(bytes([number]), "model", 0x01000100, 0, salt) for salt in SALTS for number in range(5)]
 OWNERS = ("request-a", "request-b")
 SCOPES = (("model", 1), ("other", 1))
 
-prefixes = st.tuples(st.sampled_from(SALTS), st.integers(1, 8)).map(
+layouts = st.sampled_from((LAYOUTS[0], LAYOUTS[0], LAYOUTS[0], LAYOUTS[1]))
+holders = st.sampled_from((1, 2, ENGINE))
+prefixes = st.tuples(st.sampled_from(SALTS), st.integers(1, 5)).map(
     lambda drawn: [key for key in KEYS if key.cache_salt == drawn[0]][: drawn[1]]
 )
 
@@ -62,12 +64,14 @@ class L1History(RuleBasedStateMachine):
 
     # ---- writing
 
-    @rule(
-        keys=prefixes,
-        pages=st.integers(1, 4),
-        layout=st.sampled_from(LAYOUTS),
-        holder=st.sampled_from((1, 2, ENGINE)),
-    )
+    @rule(keys=prefixes, pages=st.integers(1, 2), layout=layouts, holder=holders)
+    def store(self, keys: list[ObjectKey], pages: int, layout: bytes, holder: int | str) -> None:
+        reservation = self.l1.reserve(keys, pages * PAGE, layout, holder)
+        self.learn_evictions()
+        assert self.l1.commit(reservation) == bool(reservation.granted)
+        self.ready |= {entry.key: (entry.fingerprint, entry.nbytes) for entry in reservation.granted}
+
+    @rule(keys=prefixes, pages=st.integers(1, 4), layout=layouts, holder=holders)
     def reserve(self, keys: list[ObjectKey], pages: int, layout: bytes, holder: int | str) -> None:
         writing = {e.key for r in self.reservations for e in r.granted if e.state is State.WRITING}
         present = {key for key in keys if self.ready.get(key, (b"", 0))[0] == layout}
@@ -134,12 +138,7 @@ class L1History(RuleBasedStateMachine):
             if not counts:
                 del self.leases[owner]
 
-    @rule(
-        keys=prefixes,
-        owner=st.sampled_from(OWNERS),
-        layout=st.sampled_from(LAYOUTS),
-        holder=st.sampled_from((1, 2, ENGINE)),
-    )
+    @rule(keys=prefixes, owner=st.sampled_from(OWNERS), layout=layouts, holder=holders)
     def pin(self, keys: list[ObjectKey], owner: str, layout: bytes, holder: int | str) -> None:
         possible = all(self.ready.get(key, (b"", 0))[0] == layout for key in keys)
 
@@ -150,6 +149,17 @@ class L1History(RuleBasedStateMachine):
         if pin is not None:
             assert [entry.key for entry in pin.entries] == keys
             self.pins.append(pin)
+
+    @precondition(lambda self: self.ready)
+    @rule(data=st.data(), owner=st.sampled_from(OWNERS), holder=holders)
+    def pin_what_is_there(self, data: st.DataObject, owner: str, holder: int | str) -> None:
+        key = data.draw(st.sampled_from(sorted(self.ready)))
+
+        pin = self.l1.pin([key], self.ready[key][0], holder, owner)
+
+        assert pin is not None
+        self.give_back(owner, [key], 1)
+        self.pins.append(pin)
 
     @precondition(lambda self: self.pins)
     @rule(data=st.data())
@@ -164,7 +174,7 @@ class L1History(RuleBasedStateMachine):
 
     # ---- letting go
 
-    @rule(pages=st.integers(0, PAGES))
+    @rule(pages=st.integers(3, PAGES))
     def evict(self, pages: int) -> None:
         evicted, _ = self.l1.evict_to(pages * PAGE)
 
@@ -208,7 +218,7 @@ class L1History(RuleBasedStateMachine):
             assert result.removed == before - len(self.ready)
             assert result.doomed == 0
 
-    @rule(seconds=st.sampled_from((1.0, 31.0, 61.0)))
+    @rule(seconds=st.sampled_from((1.0, 10.0, 31.0, 61.0)))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
         self.l1.expire()
