@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -274,3 +275,11 @@ class L1History(RuleBasedStateMachine):
 
 TestL1History = L1History.TestCase
 TestL1History.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+class TestLongL1History(L1History.TestCase):  # type: ignore[misc,valid-type]  # made by hypothesis
+    """The same for minutes."""
+
+    settings = settings(max_examples=4000, stateful_step_count=80, deadline=None)
