@@ -52,6 +52,7 @@ EXIT_CANNOT_START = 78
 EXIT_USURPED = 1
 #: How often a thread may take the interpreter from another; the default of 5 ms is felt by the data plane.
 SWITCH_INTERVAL_S = 0.0005
+PUBLISH_TIMEOUT_S = 2.0
 
 
 def engine_config(settings: Settings) -> EngineConfig:
@@ -132,6 +133,7 @@ class EngineWorker:
         self._data_plane.start()
         self._undo.append(self._data_plane.stop)
         self._heartbeat.watch_data_plane(self._data_plane.turn_age_s)
+        self._publish_everything()
         self._heartbeat.set_state("ready")
         logger.info(
             "ready after %.1f s: instance %s, boot %s, data plane on %s:%d, L1 of %.3g GiB, %d quotas",
@@ -167,6 +169,12 @@ class EngineWorker:
     def _publish_first(self) -> bool:
         self._publisher.start()
         return True
+
+    def _publish_everything(self) -> None:
+        """What is read of a ready engine shows all its parts; a Redis that is away just now is not waited for."""
+        published = threading.Event()
+        self._publisher.after_next(published.set)
+        published.wait(PUBLISH_TIMEOUT_S)
 
     def _usurped(self, holder: str) -> None:
         if not self._asked_to_stop.is_set():

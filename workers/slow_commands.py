@@ -1,9 +1,9 @@
 """A few threads for commands that take long, so that the command loop does not wait for them."""
 
 import logging
-import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
@@ -18,8 +18,9 @@ class SlowCommands:
     """Runs jobs in order of arrival, four at a time. Jobs handle their own errors."""
 
     def __init__(self) -> None:
-        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(MAX_WAITING)
-        self._stopping = threading.Event()
+        self._jobs: deque[Callable[[], None]] = deque()
+        self._changed = threading.Condition()
+        self._stopping = False
         self._threads = [
             threading.Thread(target=self._loop, name=f"larder-slow-command-{number}", daemon=True)
             for number in range(THREADS)
@@ -31,15 +32,18 @@ class SlowCommands:
 
     def offer(self, job: Callable[[], None]) -> bool:
         """Whether there was room for it."""
-        try:
-            self._jobs.put_nowait(job)
-        except queue.Full:
-            return False
-        return True
+        with self._changed:
+            if len(self._jobs) >= MAX_WAITING:
+                return False
+            self._jobs.append(job)
+            self._changed.notify()
+            return True
 
     def stop(self) -> None:
         """Waits a while for what runs; what waits is left, its commands are delivered again to the next boot."""
-        self._stopping.set()
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
         deadline = time.monotonic() + STOP_TIMEOUT_S
         for thread in self._threads:
             if thread.ident is not None:
@@ -48,10 +52,11 @@ class SlowCommands:
             logger.warning("%s still at work, not waiting longer", ", ".join(still))
 
     def _loop(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                job = self._jobs.get(timeout=0.2)
-            except queue.Empty:
-                continue
-            if job is not None and not self._stopping.is_set():
-                job()
+        while (job := self._next()) is not None:
+            job()
+
+    def _next(self) -> Callable[[], None] | None:
+        """The oldest waiting job; None when it is time to end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping or bool(self._jobs))
+            return None if self._stopping else self._jobs.popleft()
