@@ -89,5 +89,9 @@ class _Batch:
         """Wait for the job the other thread is in, one chunk's copy at most. Raises what a job raised."""
         with self._changed:
             self._changed.wait_for(lambda: self._running == 0)
-        if self._error is not None:
-            raise self._error
+        error, self._error = self._error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # it refers to this frame, and its frames to the buffers of the copy
