@@ -10,6 +10,7 @@ import socket
 import struct
 from pathlib import Path
 
+import app
 from app import metrics
 from app.access import is_loopback_host
 from contract.settings import SettingError, load_settings
@@ -79,6 +80,13 @@ def pre_fork(server, worker) -> None:
 def post_fork(server, worker) -> None:
     metrics.take_place(worker.larder_place)
     Path("/proc/self/comm").write_text(f"larder-web-{worker.larder_place}")
+
+
+def worker_exit(server, worker) -> None:
+    """Also called for a worker that never loaded the application."""
+    loaded = getattr(worker, "wsgi", None)
+    if loaded is not None:
+        app.close_app(loaded)
 
 
 def on_exit(server) -> None:

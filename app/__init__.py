@@ -33,9 +33,15 @@ def create_app(config: AppConfig, backend: Backend, categories: tuple[str, ...])
     autoload.load_blueprints(app, categories)
     policies = app.extensions[errors.POLICIES] = collect_policies(app)
     _guard(app, Gate(config.admin_token, config.read_token), policies)
-    audit.install(app, registry)
+    app.extensions[audit.EXTENSION] = audit.install(app, backend.write_audit, registry)
     errors.install(app)
     return app
+
+
+def close_app(app: Flask) -> None:
+    """Ends what the app started: writes the last audit notes, closes the backend. Answer nothing after it."""
+    app.extensions[audit.EXTENSION].close()
+    app.extensions[EXTENSION].close()
 
 
 def _guard(app: Flask, gate: Gate, policies: dict[str, Policy]) -> None:

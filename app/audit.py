@@ -1,35 +1,102 @@
 """Notes in the audit stream who asked for which admin action, and how it ended.
 
-Best effort: an action is not refused or delayed by more than one short Redis call because it cannot be noted; what
-was lost is counted. Only admitted callers are noted, so that refused ones cannot push the history out of the stream.
+Best effort: no action is refused or delayed because it cannot be noted; what was lost is counted. Only admitted
+callers are noted, so that refused ones cannot push the history out of the stream.
 """
+
+import threading
+from collections import deque
+from collections.abc import Callable
 
 from flask import Flask, Response, g, request
 from prometheus_client import CollectorRegistry, Counter
 
-from app.backend import current_backend
 from app.errors import current_policy
 from app.policy import Level
+from contract.errors import RedisAway
 
+Entry = dict[str, str]
+
+EXTENSION = "larder_audit"
 MAX_TEXT = 200
+MAX_WAITING = 1000
+# Notes of this long go to Redis in one round trip.
+GATHER_S = 0.05
+CLOSE_TIMEOUT_S = 2.0
 
 
-def install(app: Flask, registry: CollectorRegistry) -> None:
+class AuditTrail:
+    """Writes notes in the background, in the order in which they were taken. The thread starts with the first note.
+
+    `write` sends a batch and raises RedisAway. note() may be called from any thread; close() once, at the end.
+    """
+
+    def __init__(self, write: Callable[[list[Entry]], None], count_lost: Callable[[int], None]) -> None:
+        self._write = write
+        self._count_lost = count_lost
+        self._waiting: deque[Entry] = deque()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._something_waits = threading.Event()
+        self._closing = threading.Event()
+
+    def note(self, entry: Entry) -> None:
+        if len(self._waiting) >= MAX_WAITING:
+            self._count_lost(1)
+            return
+        self._waiting.append(entry)
+        if self._thread is None:
+            self._start()
+        if not self._something_waits.is_set():
+            self._something_waits.set()
+
+    def close(self) -> None:
+        """Writes what waits and ends the thread."""
+        self._closing.set()
+        self._something_waits.set()
+        if self._thread is not None:
+            self._thread.join(CLOSE_TIMEOUT_S)
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None and not self._closing.is_set():
+                thread = threading.Thread(target=self._run, name="larder-audit", daemon=True)
+                thread.start()
+                self._thread = thread
+
+    def _run(self) -> None:
+        while not (self._closing.is_set() and not self._waiting):
+            self._something_waits.wait()
+            self._closing.wait(GATHER_S)
+            if not self._closing.is_set():
+                self._something_waits.clear()
+            batch = [self._waiting.popleft() for _ in range(len(self._waiting))]
+            try:
+                if batch:
+                    self._write(batch)
+            except RedisAway:
+                self._count_lost(len(batch))
+
+
+def install(app: Flask, write: Callable[[list[Entry]], None], registry: CollectorRegistry) -> AuditTrail:
+    """Notes every admin request of the app from here on. The caller closes the trail."""
     lost = Counter("larder_audit_lost", "Admin actions that could not be noted in the audit stream", registry=registry)
+    trail = AuditTrail(write, lost.inc)
 
     @app.after_request
     def note_admin_action(response: Response) -> Response:
         route_policy = current_policy()
         caller = g.get("larder_caller")
-        if route_policy is None or route_policy.level is not Level.ADMIN or caller is None:
-            return response
-        entry = {
-            "action": f"{request.method} {request.path}"[:MAX_TEXT],
-            "query": request.query_string.decode("latin-1")[:MAX_TEXT],
-            "caller": caller,
-            "address": request.remote_addr or "",
-            "status": str(response.status_code),
-        }
-        if not current_backend().record_audit(entry):
-            lost.inc()
+        if route_policy is not None and route_policy.level is Level.ADMIN and caller is not None:
+            trail.note(
+                {
+                    "action": f"{request.method} {request.path}"[:MAX_TEXT],
+                    "query": request.environ.get("QUERY_STRING", "")[:MAX_TEXT],
+                    "caller": caller,
+                    "address": request.environ.get("REMOTE_ADDR", ""),
+                    "status": str(response.status_code),
+                }
+            )
         return response
+
+    return trail

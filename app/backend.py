@@ -6,18 +6,20 @@ then all calls fail at once for a moment, and one caller at a time finds out whe
 """
 
 import json
-import logging
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import redis
 from flask import current_app
 
+from app.fuse import Fuse
+from app.shared_read import LastChange, SharedRead
 from contract import snapshots
 from contract.command_queue import WAIT_SLICE_S, CommandSubmitter
 from contract.commands import Command
@@ -26,13 +28,13 @@ from contract.errors import EngineAway, QueueFull, RedisAway
 from contract.keys import AUDIT_MAX_ENTRIES, Keys, field_to_salt, salt_to_field
 from contract.redis_client import describe, open_blocking_redis, open_redis
 
-logger = logging.getLogger(__name__)
-
 EXTENSION = "larder_backend"
 CALL_TIMEOUT_S = 0.5
-AWAY_HOLD_S = 0.5
 # How long a heartbeat that was read may serve further requests of this process; its age is judged each time.
 RECORD_REUSE_S = 0.2
+# How long a request may wait for one of the places of those that wait for the engine. Quick commands give theirs up
+# sooner; slow ones must not take the threads of probes.
+PLACE_WAIT_S = 0.03
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +72,11 @@ class Backend(Protocol):
     def quotas(self) -> dict[str, QuotaState]:
         """The registered tenants by salt."""
 
-    def record_audit(self, entry: dict[str, str]) -> bool:
-        """Appends to the audit stream. False when that was not possible; never raises."""
+    def write_audit(self, entries: list[dict[str, str]]) -> None:
+        """Appends to the audit stream."""
+
+    def close(self) -> None:
+        """Ends what the backend opened."""
 
 
 def current_backend() -> Backend:
@@ -97,19 +102,25 @@ class QueueBackend:
         self._max_waiting = max_waiting
         self._opening = threading.Lock()
         self._client: redis.Redis | None = None
+        self._waiting_client: redis.Redis | None = None
         self._submitter: CommandSubmitter | None = None
-        self._fuse = _Fuse()
+        self._fuse = Fuse(CALL_TIMEOUT_S)
+        self._last_change = LastChange()
+        self._bodies = {name: SharedRead(partial(self._read_body, name), self._last_change) for name in snapshots.NAMES}
         self._last_record: tuple[float, EngineRecord | None] = (0.0, None)
 
     def call(self, command: Command, *, issuer: str = "") -> dict[str, Any]:
         self.require_engine()
-        if not self._waiting.acquire(blocking=False):
+        if not self._waiting.acquire(timeout=PLACE_WAIT_S):
             raise QueueFull(f"{self._max_waiting} requests of this web worker already wait for the engine", 1.0)
         try:
             with self._redis():
-                return self._open_submitter().call(command, issuer=issuer)
+                reply = self._open_submitter().call(command, issuer=issuer)
         finally:
             self._waiting.release()
+        if command.changes_snapshots:
+            self._last_change.note()
+        return reply
 
     def require_engine(self) -> EngineRecord:
         record = self.engine_record()
@@ -123,7 +134,9 @@ class QueueBackend:
 
     def engine_record(self, *, reuse: bool = True) -> EngineRecord | None:
         read_at, record = self._last_record
-        if reuse and time.monotonic() - read_at < RECORD_REUSE_S:
+        # Only good news is reused: another worker may have told the caller already that the engine is ready.
+        is_good = record is not None and record.state == "ready"
+        if reuse and is_good and time.monotonic() - read_at < RECORD_REUSE_S:
             return record
         record = read_record(None, self._keys, self._run_dir)
         if record is None or not record.is_alive(time.time()):
@@ -142,9 +155,10 @@ class QueueBackend:
 
     def read_text(self, name: str) -> str:
         record = self.require_engine()
-        text, boot_id = self._read_body(name)
-        if text is None:
+        published = self._bodies[name].get()
+        if published is None:
             raise EngineAway("starting", f"nothing published as {name} yet")
+        text, boot_id = published
         if boot_id != record.boot_id:
             self._last_record = (0.0, None)
             if boot_id != self.require_engine().boot_id:
@@ -152,16 +166,16 @@ class QueueBackend:
         return text
 
     def last_text(self, name: str) -> str | None:
-        return self._read_body(name)[0]
+        published = self._bodies[name].get()
+        return None if published is None else published[0]
 
     def last_snapshot(self, name: str) -> snapshots.Snapshot | None:
         with self._redis() as client:
             return snapshots.read(client, self._keys, name)
 
-    def _read_body(self, name: str) -> tuple[str | None, str | None]:
+    def _read_body(self, name: str) -> tuple[str, str] | None:
         with self._redis() as client:
-            body, boot_id = cast(list[str | None], client.hmget(self._keys.snapshot(name), ["body", "boot_id"]))
-        return body, boot_id
+            return snapshots.read_text(client, self._keys, name)
 
     def quota(self, cache_salt: str) -> QuotaState:
         self.require_engine()
@@ -180,13 +194,17 @@ class QueueBackend:
         pairs = zip(limits.items(), cast(list[str | None], usages), strict=True)
         return {field_to_salt(field): _quota_state(limit, usage) for (field, limit), usage in pairs}
 
-    def record_audit(self, entry: dict[str, str]) -> bool:
-        try:
-            with self._redis() as client:
-                client.xadd(self._keys.audit, cast(Any, entry), maxlen=AUDIT_MAX_ENTRIES, approximate=True)
-        except RedisAway:
-            return False
-        return True
+    def write_audit(self, entries: list[dict[str, str]]) -> None:
+        with self._redis() as client, client.pipeline(transaction=False) as pipeline:
+            for entry in entries:
+                pipeline.xadd(self._keys.audit, cast(Any, entry), maxlen=AUDIT_MAX_ENTRIES, approximate=True)
+            pipeline.execute()
+
+    def close(self) -> None:
+        """Closes the connections; whoever still waits on one gets RedisAway."""
+        for client in (self._client, self._waiting_client):
+            if client is not None:
+                client.close()
 
     @contextmanager
     def _redis(self) -> Iterator[redis.Redis]:
@@ -214,45 +232,9 @@ class QueueBackend:
         if self._submitter is None:
             with self._opening:
                 if self._submitter is None:
-                    waiting_client = open_blocking_redis(self._redis_url, block_s=WAIT_SLICE_S)
-                    self._submitter = CommandSubmitter(client, waiting_client, self._keys, *self._queue_limits)
+                    self._waiting_client = open_blocking_redis(self._redis_url, block_s=WAIT_SLICE_S)
+                    self._submitter = CommandSubmitter(client, self._waiting_client, self._keys, *self._queue_limits)
         return self._submitter
-
-
-class _Fuse:
-    """Remembers for a moment that Redis did not answer, so that not every thread has to wait to find out."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._blown_until = 0.0
-        self._reason: str | None = None
-
-    def check(self) -> None:
-        """Raises RedisAway while blown. When the moment is over one caller passes, and the next ones still not."""
-        if self._reason is None:
-            return
-        with self._lock:
-            if self._reason is None:
-                return
-            now = time.monotonic()
-            if now < self._blown_until:
-                raise RedisAway(self._reason)
-            self._blown_until = now + CALL_TIMEOUT_S + AWAY_HOLD_S
-
-    def blow(self, reason: str) -> None:
-        with self._lock:
-            is_new = self._reason is None
-            self._reason = reason
-            self._blown_until = time.monotonic() + AWAY_HOLD_S
-        if is_new:
-            logger.warning("Redis is away: %s", reason)
-
-    def mend(self) -> None:
-        if self._reason is None:
-            return
-        with self._lock:
-            self._reason = None
-        logger.warning("Redis is back")
 
 
 def _quota_state(limit: str | None, usage: str | None) -> QuotaState:

@@ -71,3 +71,15 @@ def read(client: redis.Redis, keys: Keys, name: str) -> Snapshot | None:
         boot_id=fields["boot_id"],
         age_s=max(0.0, seconds + microseconds / 1e6 - taken_at),
     )
+
+
+def read_text(client: redis.Redis, keys: Keys, name: str) -> tuple[str, str] | None:
+    """The last published body as JSON text and its boot id, without parsing; None when there never was one.
+
+    Raises RedisAway.
+    """
+    try:
+        body, boot_id = cast(list[str | None], client.hmget(keys.snapshot(name), ["body", "boot_id"]))
+    except redis.RedisError as error:
+        raise RedisAway(describe(error)) from error
+    return None if body is None or boot_id is None else (body, boot_id)
