@@ -109,7 +109,7 @@ class PrefixClient:
         }
 
     def one_request(self) -> None:
-        """Looks a random prompt up, reads and checks what is there, and stores the rest, as an inference engine does."""
+        """Looks a random prompt up, reads and checks what is there, stores the rest: as an inference engine does."""
         prompt = self.random.randrange(self.prompts)
         self.tally.requests += 1
         request = f"{self.instance_id}-{self.tally.requests}"
