@@ -1,0 +1,33 @@
+"""`python -m bench [NAME ...]`: runs the named benchmarks, or all, one after the other.
+
+Ends with 1 when a row missed its limit, so that a person looking for a regression can bisect with it; nothing
+in the test suite depends on a measured time.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from bench.report import conditions, print_rows
+
+QUESTIONS = ("copies", "short_operations", "web_tier", "isolation", "start_times", "index_memory")
+
+
+def main(names: Sequence[str]) -> int:
+    unknown = [name for name in names if name not in QUESTIONS]
+    if unknown:
+        print(f"no benchmark called {', '.join(unknown)}; there are {', '.join(QUESTIONS)}", file=sys.stderr)
+        return 2
+    print(conditions())
+    missed = 0
+    for name in names or QUESTIONS:
+        module = importlib.import_module(f"bench.{name}")
+        print(f"\n{name}: {(module.__doc__ or '').splitlines()[0]}", flush=True)
+        rows = module.measure()
+        print_rows(rows)
+        missed += sum(not row.is_met for row in rows)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
