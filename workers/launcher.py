@@ -44,7 +44,7 @@ LOOK_INTERVAL_S = 0.05
 START_TIMEOUT_S = 600.0
 STILL_WAITING_S = 10.0
 #: An external Redis may be starting at the same time as we are.
-REDIS_PATIENCE_S = 10.0
+REDIS_PATIENCE_S = 5.0
 #: A child that dies this often before it was ever ready will not get there.
 START_ATTEMPTS = 3
 

@@ -213,7 +213,7 @@ def test_an_engine_outlives_a_redis_that_dies_and_comes_back(
     redis_server.kill()
     beat = engine_process.record()["beat_at"]
 
-    wait_for(lambda: float(engine_process.record()["beat_at"]) > float(beat) + 3, 20, "the file's beat goes on")
+    wait_for(lambda: float(engine_process.record()["beat_at"]) > float(beat) + 2, 20, "the file's beat goes on")
     assert engine_process.record()["state"] == "ready"
     redis_server.start()
 
@@ -231,13 +231,13 @@ def test_a_frozen_redis_does_not_age_the_beat(
         beat = float(engine_process.record()["beat_at"])
         oldest_s = 0.0
 
-        def five_seconds_on() -> bool:
+        def four_seconds_on() -> bool:
             nonlocal oldest_s
             now = float(engine_process.record()["beat_at"])
             oldest_s = max(oldest_s, time.time() - now)
-            return now > beat + 5
+            return now > beat + 4
 
-        wait_for(five_seconds_on, 30, "the file's beat goes on")
+        wait_for(four_seconds_on, 30, "the file's beat goes on")
     finally:
         redis_server.thaw()
 

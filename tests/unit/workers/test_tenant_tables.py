@@ -1,0 +1,154 @@
+"""Quotas are read before anything is enforced, written before they are answered, and survive a Redis that forgets."""
+
+import json
+from collections.abc import Iterator, Mapping
+
+import pytest
+import redis
+
+from contract.keys import Keys
+from contract.redis_client import open_redis
+from tests.stack import RedisServer
+from workers.tenant_tables import BATCH, TenantTables
+
+KEYS = Keys("tenants")
+
+
+class Tenants:
+    """An engine's tables as plain dictionaries."""
+
+    def __init__(self) -> None:
+        self.limits: dict[str, int] | None = None
+        self.usage: dict[str, int] = {}
+        self.changed: dict[str, int] = {}
+
+    def load_quotas(self, limits: Mapping[str, int]) -> None:
+        self.limits = dict(limits)
+
+    def quotas(self) -> dict[str, int]:
+        return dict(self.limits or {})
+
+    def usage_by_salt(self) -> dict[str, int]:
+        return dict(self.usage)
+
+    def changed_usage(self) -> dict[str, int]:
+        changed, self.changed = self.changed, {}
+        return changed
+
+    def use(self, salt: str, count: int) -> None:
+        self.usage[salt] = self.changed[salt] = count
+
+
+@pytest.fixture
+def client(any_redis: RedisServer) -> Iterator[redis.Redis]:
+    client = open_redis(any_redis.url)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def engine() -> Tenants:
+    return Tenants()
+
+
+@pytest.fixture
+def tables(client: redis.Redis, engine: Tenants) -> TenantTables:
+    tables = TenantTables(engine, KEYS)
+    tables.load(client)
+    return tables
+
+
+def set_quota(engine: Tenants, tables: TenantTables, salt: str, limit: int) -> None:
+    assert engine.limits is not None
+    engine.limits[salt] = limit
+    tables.note_change(salt)
+
+
+def test_the_hash_is_handed_to_the_engine(client: redis.Redis, engine: Tenants) -> None:
+    client.hset(KEYS.quota, mapping={"alice": "5", "_default": "0", "typo": "5 GB", "minus": "-1"})
+    client.hset(KEYS.usage, "of another boot", "{}")
+
+    assert TenantTables(engine, KEYS).load(client) == 2
+    assert engine.limits == {"alice": 5, "": 0}
+    assert client.exists(KEYS.usage) == 0
+
+
+def test_the_epoch_is_made_once(client: redis.Redis, tables: TenantTables, engine: Tenants) -> None:
+    epoch = client.get(KEYS.quota_epoch)
+
+    TenantTables(engine, KEYS).load(client)
+
+    assert epoch
+    assert client.get(KEYS.quota_epoch) == epoch
+
+
+def test_only_what_changed_is_written(client: redis.Redis, tables: TenantTables, engine: Tenants) -> None:
+    set_quota(engine, tables, "", 3)
+    set_quota(engine, tables, "alice", 5)
+    engine.use("alice", 9)
+    tables.write(client)
+    client.hset(KEYS.quota, "by hand", "1")
+    assert engine.limits is not None
+    del engine.limits["alice"]
+    tables.note_change("alice")
+    engine.use("alice", 0)
+    engine.use("bob", 4)
+
+    tables.write(client)
+
+    assert client.hgetall(KEYS.quota) == {"_default": "3", "by hand": "1"}
+    assert client.hgetall(KEYS.usage) == {"bob": json.dumps({"l1_bytes": 4})}
+
+
+def test_after_a_flush_both_hashes_are_written_from_memory(
+    client: redis.Redis, tables: TenantTables, engine: Tenants
+) -> None:
+    set_quota(engine, tables, "alice", 5)
+    engine.use("alice", 9)
+    tables.write(client)
+    epoch = client.get(KEYS.quota_epoch)
+
+    client.flushall()
+    tables.write(client)
+
+    assert client.hgetall(KEYS.quota) == {"alice": "5"}
+    assert client.hgetall(KEYS.usage) == {"alice": '{"l1_bytes": 9}'}
+    assert client.get(KEYS.quota_epoch) == epoch
+
+
+def test_another_epochs_quotas_are_taken_over(client: redis.Redis, tables: TenantTables, engine: Tenants) -> None:
+    set_quota(engine, tables, "alice", 5)
+    tables.write(client)
+    client.set(KEYS.quota_epoch, "restored")
+    client.delete(KEYS.quota)
+    client.hset(KEYS.quota, "bob", "7")
+
+    tables.write(client)
+
+    assert engine.limits == {"bob": 7}
+    assert client.hgetall(KEYS.quota) == {"bob": "7"}
+
+
+def test_what_could_not_be_written_is_written_next_time(
+    client: redis.Redis, tables: TenantTables, engine: Tenants, any_redis: RedisServer
+) -> None:
+    set_quota(engine, tables, "alice", 5)
+    engine.use("alice", 9)
+    any_redis.stop()
+    with pytest.raises(redis.RedisError):
+        tables.write(client)
+    any_redis.start()
+
+    tables.write(client)
+
+    assert client.hgetall(KEYS.quota) == {"alice": "5"}
+    assert client.hgetall(KEYS.usage) == {"alice": '{"l1_bytes": 9}'}
+
+
+def test_many_tenants_are_written_in_batches(client: redis.Redis, tables: TenantTables, engine: Tenants) -> None:
+    for number in range(2 * BATCH + 1):
+        set_quota(engine, tables, f"salt-{number}", number)
+
+    tables.write(client)
+
+    assert client.hlen(KEYS.quota) == 2 * BATCH + 1
