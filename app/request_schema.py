@@ -158,7 +158,7 @@ def takes_body(schema: type[Schema]) -> Callable[[Callable[..., R]], Callable[..
 
 def json_body() -> dict[str, Any]:
     """The object in the request's body. Raises Unprocessable: none, another content type, not JSON, not an object."""
-    is_json = request.is_json or not request.content_type
+    is_json = request.mimetype in ("", "application/json") or request.mimetype.endswith("+json")
     raw = request.get_data() if is_json else b""
     if not raw:
         raise Unprocessable(
