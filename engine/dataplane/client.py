@@ -147,8 +147,10 @@ class LarderClient:
         memory, self._memory = self._memory, None
         self._is_registered = False
         if memory is not None:
-            self.call(memory.unregistration, self.instance_id)
-            memory.close()
+            try:
+                self.call(memory.unregistration, self.instance_id)
+            finally:
+                memory.close()
 
     def _register_as(self, memory: ServerCopies | ClientCopies) -> None:
         self.unregister()
@@ -160,6 +162,7 @@ class LarderClient:
         if self._memory is None:
             raise Refused("no KV tensors are registered")
         if not self._is_registered:
+            self._chunk_size = None
             self._memory.register()
             self._is_registered = True
         return self._memory

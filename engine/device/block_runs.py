@@ -5,28 +5,23 @@ So pieces are sorted by their place in client memory; pieces that touch there sh
 the object as well share a buffer. Neighbouring ids, descending ids and interleaved layers all end up in long calls.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.device.geometry import LayerGeometry
 
-IOV_MAX = 1024
 SEGMENT_SHIFT = 48
 
 Offsets = NDArray[np.int64]
 
+Transfer = tuple[int, int, int, Sequence[tuple[int, int]]]
+"""Segment number, offset and length in it, and the [start, stop) ranges of the object on the other side, in order.
 
-class Transfer(NamedTuple):
-    """One call: `length` bytes at `offset` of a segment, against these [start, stop) ranges of the object, in order."""
-
-    segment: int
-    offset: int
-    length: int
-    ranges: list[tuple[int, int]]
+A plain tuple: scattered blocks need one per block, layer and plane, and building those must stay cheap.
+"""
 
 
 class PieceTable:
@@ -73,16 +68,20 @@ def _merged(source: Offsets, target: Offsets, length: Offsets) -> Iterator[Trans
     starts = _starts(touches & follows)
     length = np.add.reduceat(length, starts)
     source, target = source[starts], target[starts]
-    calls = _starts(source[1:] == source[:-1] + length[:-1]).tolist()
-    calls.append(len(source))
-    sources, targets, lengths = source.tolist(), target.tolist(), length.tolist()
-    mask = (1 << SEGMENT_SHIFT) - 1
-    for begin, end in pairwise(calls):
-        for low in range(begin, end, IOV_MAX):
-            high = min(low + IOV_MAX, end)
-            ranges = [(targets[i], targets[i] + lengths[i]) for i in range(low, high)]
-            place = sources[low]
-            yield Transfer(place >> SEGMENT_SHIFT, place & mask, sum(lengths[low:high]), ranges)
+    calls = _starts(source[1:] == source[:-1] + length[:-1])
+    ranges = zip(target.tolist(), (target + length).tolist(), strict=True)
+    if len(calls) == len(source):
+        return _calls(source, length, zip(ranges, strict=True))
+    return _calls(source[calls], np.add.reduceat(length, calls), _cut(list(ranges), calls.tolist()))
+
+
+def _calls(source: Offsets, length: Offsets, ranges: Iterable[Sequence[tuple[int, int]]]) -> Iterator[Transfer]:
+    segments, offsets = source >> SEGMENT_SHIFT, source & (1 << SEGMENT_SHIFT) - 1
+    return zip(segments.tolist(), offsets.tolist(), length.tolist(), ranges, strict=True)
+
+
+def _cut(ranges: list[tuple[int, int]], starts: list[int]) -> Iterator[list[tuple[int, int]]]:
+    return (ranges[begin:end] for begin, end in pairwise([*starts, len(ranges)]))
 
 
 def _starts(joined: NDArray[np.bool_]) -> NDArray[np.intp]:

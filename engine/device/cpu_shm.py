@@ -23,6 +23,8 @@ from engine.errors import BadRequest, ClientMemoryError, NotEnoughBlocks
 from engine.kv_layout import TensorDescriptor
 
 SHM_DIRECTORY = "/dev/shm"
+#: Most buffers that one system call takes.
+IOV_MAX = 1024
 _NAME = re.compile(r"/lmcache_kv_[A-Za-z0-9_.-]{1,200}")
 
 
@@ -87,15 +89,15 @@ class CpuShmTensors:
 
     def gather(self, chunk: int, block_ids: Sequence[Sequence[int]], into: memoryview) -> None:
         with self._in_use():
-            for transfer in self._transfers(chunk, block_ids, 0):
-                self._segments[transfer.segment].read(transfer, into)
+            for number, offset, length, ranges in self._transfers(chunk, block_ids, 0):
+                self._segments[number].read(offset, length, ranges, into)
 
     def scatter(self, chunk: int, block_ids: Sequence[Sequence[int]], data: memoryview, *, skip_tokens: int) -> None:
         with self._in_use():
             for segment in self._segments:
                 segment.check_not_shrunk()
-            for transfer in self._transfers(chunk, block_ids, skip_tokens):
-                self._segments[transfer.segment].write(transfer, data)
+            for number, offset, length, ranges in self._transfers(chunk, block_ids, skip_tokens):
+                self._segments[number].write(offset, length, ranges, data)
 
     def _transfers(self, chunk: int, block_ids: Sequence[Sequence[int]], skip_tokens: int) -> Iterator[Transfer]:
         for group, table, ids in zip(self._geometry.groups, self._tables, block_ids, strict=True):
@@ -112,8 +114,7 @@ class CpuShmTensors:
             return digest(layers, self._read_piece, block_ids, chunk_size)
 
     def _read_piece(self, layer_index: int, offset: int, into: memoryview) -> None:
-        number = self._segment_of[layer_index]
-        self._segments[number].read(Transfer(number, offset, len(into), [(0, len(into))]), into)
+        self._segments[self._segment_of[layer_index]].read(offset, len(into), [(0, len(into))], into)
 
     def describe(self) -> dict[str, object]:
         return describe_geometry(self._geometry)
@@ -191,29 +192,45 @@ class _Segment:
         if size < self._nbytes:
             raise ClientMemoryError(f"shared memory {self.name} shrank from {self._nbytes} to {size} bytes")
 
-    def read(self, transfer: Transfer, into: memoryview) -> None:
-        buffers = [into[start:stop] for start, stop in transfer.ranges]
+    def read(self, offset: int, length: int, ranges: Sequence[tuple[int, int]], into: memoryview) -> None:
+        """Fill these ranges of `into`, in order, from one run of the segment. Raises ClientMemoryError."""
+        if len(ranges) > IOV_MAX:
+            for part in _parts(offset, ranges):
+                self.read(*part, into)
+            return
         try:
-            done = os.preadv(self._fd, buffers, transfer.offset)
+            done = os.preadv(self._fd, [into[start:stop] for start, stop in ranges], offset)
         except OSError as error:
-            raise self._failure("read", transfer) from error
-        if done != transfer.length:
-            raise self._failure("read", transfer, done)
+            raise self._failure(f"reading {length} bytes at {offset}: {error.strerror}") from error
+        if done != length:
+            raise self._failure(f"{done} of {length} bytes at {offset} could be read")
 
-    def write(self, transfer: Transfer, data: memoryview) -> None:
-        buffers = [data[start:stop] for start, stop in transfer.ranges]
+    def write(self, offset: int, length: int, ranges: Sequence[tuple[int, int]], data: memoryview) -> None:
+        """Write these ranges of `data`, in order, to one run of the segment. Raises ClientMemoryError."""
+        if len(ranges) > IOV_MAX:
+            for part in _parts(offset, ranges):
+                self.write(*part, data)
+            return
         try:
-            done = os.pwritev(self._fd, buffers, transfer.offset)
+            done = os.pwritev(self._fd, [data[start:stop] for start, stop in ranges], offset)
         except OSError as error:
-            raise self._failure("written", transfer) from error
-        if done != transfer.length:
-            raise self._failure("written", transfer, done)
+            raise self._failure(f"writing {length} bytes at {offset}: {error.strerror}") from error
+        if done != length:
+            raise self._failure(f"{done} of {length} bytes at {offset} could be written")
 
-    def _failure(self, verb: str, transfer: Transfer, done: int = 0) -> ClientMemoryError:
-        what = f"{done} of {transfer.length} bytes at {transfer.offset} could be {verb}"
-        return ClientMemoryError(f"shared memory {self.name}: {what}")
+    def _failure(self, text: str) -> ClientMemoryError:
+        return ClientMemoryError(f"shared memory {self.name}: {text}")
 
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _parts(offset: int, ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, Sequence[tuple[int, int]]]]:
+    """The same transfer in calls that the system accepts, as (offset, length, ranges)."""
+    for low in range(0, len(ranges), IOV_MAX):
+        part = ranges[low : low + IOV_MAX]
+        length = sum(stop - start for start, stop in part)
+        yield offset, length, part
+        offset += length
