@@ -9,7 +9,7 @@ DEMO   := $(VENV)/.installed-demo
 SOURCES := app bench contract demo engine tests workers
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak check format bench demo clean
+.PHONY: help run test soak compat check format bench demo clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -22,6 +22,10 @@ test: $(DEV) ## the test suite, five minutes at most on two cores (ARGS="-k quot
 
 soak: $(DEV) ## the long campaigns: crashes, outages, random histories, foreign clients
 	@exec $(PYTHON_IN_VENV) -m pytest -m soak --timeout 1200 $(ARGS)
+
+compat: $(DEV) ## the unmodified lmcache client against a running Larder; makes .venv-compat for it
+	@tests/compat/make_env.sh
+	@exec $(PYTHON_IN_VENV) -m pytest -m soak --timeout 1200 tests/compat $(ARGS)
 
 check: $(DEV) ## lint, format, types
 	@$(VENV)/bin/ruff check .
