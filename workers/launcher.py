@@ -27,11 +27,9 @@ from contract.engine_record import RECORD_FILE, read_file_record
 from contract.errors import RedisAway
 from contract.redis_client import check_server, mask_password, open_redis
 from contract.settings import ENVIRONMENT_PREFIX, SettingError, Settings, load_settings
-from engine.errors import StartError
-from engine.l1.segment import remove_stale_pools
 from workers import embedded_redis
 from workers.child import Child, ChildPlan
-from workers.engine_worker import EXIT_CANNOT_START
+from workers.errors import EXIT_CANNOT_START, CannotStart
 from workers.logs import set_up_logging
 from workers.ownership import lock_file
 from workers.ports import answers_http, check_port, http_url
@@ -66,7 +64,7 @@ class Launcher:
         self._asked_to_stop.set()
 
     def run(self) -> None:
-        """Serves until stop(). Raises StartError, after it has stopped what it had started."""
+        """Serves until stop(). Raises CannotStart, after it has stopped what it had started."""
         settings = self._settings
         began = time.monotonic()
         with lock_file(settings.run_dir / "launcher.lock", "larder server"):
@@ -86,7 +84,7 @@ class Launcher:
                 self._stop_children()
 
     def _check(self) -> None:
-        """What can be known before anything is started. Raises StartError naming the setting."""
+        """What can be known before anything is started. Raises CannotStart naming the setting."""
         settings = self._settings
         check_port("http_port", settings.http_host, settings.http_port)
         check_port("port", settings.host, settings.port)
@@ -106,11 +104,11 @@ class Launcher:
                     break
                 except RedisAway as error:
                     if time.monotonic() > give_up_at or self._asked_to_stop.wait(0.2):
-                        raise StartError(f"redis_url: got {shown!r}, which does not answer: {error}") from error
+                        raise CannotStart(f"redis_url: got {shown!r}, which does not answer: {error}") from error
         finally:
             client.close()
         if problem is not None:
-            raise StartError(f"redis_url: got {shown!r}: {problem}")
+            raise CannotStart(f"redis_url: got {shown!r}: {problem}")
 
     def _redis_plan(self) -> ChildPlan:
         directory = Path(self._settings.data_dir) / "redis"
@@ -164,10 +162,10 @@ class Launcher:
             try:
                 child.start()
             except OSError as error:
-                raise StartError(f"{plan.name} cannot be started: {error}") from error
+                raise CannotStart(f"{plan.name} cannot be started: {error}") from error
 
     def _wait_until_ready(self) -> None:
-        """Returns when every child is ready, or stop() was called. Raises StartError when one will never be."""
+        """Returns when every child is ready, or stop() was called. Raises CannotStart when one will never be."""
         began = time.monotonic()
         next_line_at = began + STILL_WAITING_S
         while waiting := [child for child in self._children if not child.is_ready]:
@@ -176,7 +174,7 @@ class Launcher:
             self._look()
             now = time.monotonic()
             if now > began + START_TIMEOUT_S:
-                raise StartError(f"{waiting[0].name} is not ready after {START_TIMEOUT_S:.0f} s")
+                raise CannotStart(f"{waiting[0].name} is not ready after {START_TIMEOUT_S:.0f} s")
             if now > next_line_at:
                 next_line_at = now + STILL_WAITING_S
                 logger.info("still waiting for %s", ", ".join(child.name for child in waiting))
@@ -187,7 +185,7 @@ class Launcher:
             if code is None or child.was_ready:
                 continue
             if code == EXIT_CANNOT_START or child.failures_in_a_row >= START_ATTEMPTS:
-                raise StartError(f"{child.name} could not start{self._reason(child)}")
+                raise CannotStart(f"{child.name} could not start{self._reason(child)}")
 
     def _reason(self, child: Child) -> str:
         if child.name != "redis":
@@ -212,6 +210,8 @@ class Launcher:
         """Stops the latest first, then removes what a killed engine could not."""
         for child in reversed(self._children):
             child.stop()
+        from engine.l1.segment import remove_stale_pools  # the launcher itself stays small
+
         remove_stale_pools()
         (self._settings.run_dir / RECORD_FILE).unlink(missing_ok=True)
 
@@ -226,7 +226,7 @@ def run_server(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, launcher.stop)
         launcher.run()
-    except (SettingError, StartError) as error:
+    except (SettingError, CannotStart) as error:
         logger.error("cannot start: %s", error)
         return 1
     logger.info("stopped")

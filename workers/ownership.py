@@ -13,7 +13,7 @@ import redis
 
 from contract.engine_record import ALIVE_S, BEAT_INTERVAL_S, EngineRecord, read_redis_record, write_redis_beat
 from contract.keys import Keys
-from engine.errors import StartError
+from workers.errors import CannotStart
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ POLL_S = 0.2
 
 
 def lock_file(path: Path, what: str) -> TextIO:
-    """Holds `path` for as long as the result is open. Raises StartError when another process holds it."""
+    """Holds `path` for as long as the result is open. Raises CannotStart when another process holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a+", encoding="ascii")
     try:
@@ -30,7 +30,7 @@ def lock_file(path: Path, what: str) -> TextIO:
         file.seek(0)
         holder = file.read().strip() or "unknown"
         file.close()
-        raise StartError(f"data_dir: {path.parent.parent} is in use by another {what} (process {holder})") from error
+        raise CannotStart(f"data_dir: {path.parent.parent} is in use by another {what} (process {holder})") from error
     file.seek(0)
     file.truncate()
     file.write(f"{os.getpid()}\n")
@@ -42,7 +42,7 @@ def claim_instance(client: redis.Redis, keys: Keys, record: EngineRecord, stoppi
     """Makes the instance id ours. False when `stopping` was set meanwhile.
 
     A fresh beat of another boot may be that of a process that died a second ago. A dead process of this host is
-    replaced at once; another one is watched for as long as a beat lives: if it beats again, StartError. Raises
+    replaced at once; another one is watched for as long as a beat lives: if it beats again, CannotStart. Raises
     redis.RedisError.
     """
     give_up_at = time.monotonic() + ALIVE_S + 2 * BEAT_INTERVAL_S
@@ -60,7 +60,7 @@ def claim_instance(client: redis.Redis, keys: Keys, record: EngineRecord, stoppi
             logger.warning("boot %s on %s held instance %s a moment ago, watching it", other.boot_id, other.host,
                            keys.instance_id)  # fmt: skip
         if other is not None and (_beats_on(first_seen, other) or time.monotonic() > give_up_at):
-            raise StartError(
+            raise CannotStart(
                 f"instance_id: {keys.instance_id!r} belongs to boot {other.boot_id}, process {other.pid} "
                 f"on {other.host}, which is alive; give this engine another instance_id"
             )

@@ -2,7 +2,7 @@
 
 import socket
 
-from engine.errors import StartError
+from workers.errors import CannotStart
 
 UNIX_PREFIX = "unix:"
 #: Where to reach, from this machine, a server that listens on all addresses.
@@ -11,7 +11,7 @@ ANSWER_TIMEOUT_S = 1.0
 
 
 def check_port(setting: str, host: str, port: int) -> None:
-    """Raises StartError, naming the setting, when nobody could listen there now. Port 0 is always free."""
+    """Raises CannotStart, naming the setting, when nobody could listen there now. Port 0 is always free."""
     if port == 0 or host.startswith(UNIX_PREFIX):
         return
     try:
@@ -23,7 +23,7 @@ def check_port(setting: str, host: str, port: int) -> None:
             probe.bind(address)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise StartError(f"{setting}: got {port}, but {host}:{port} cannot be listened on: {reason}") from error
+        raise CannotStart(f"{setting}: got {port}, but {host}:{port} cannot be listened on: {reason}") from error
 
 
 def answers_http(host: str, port: int) -> bool:

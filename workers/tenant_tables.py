@@ -3,7 +3,8 @@
 The quota hash is the authority: it is read before the engine enforces anything. From then on the engine's table
 changes first and the hash follows, before the change is answered. `quota:epoch` names the life of the hash: when it
 is gone, Redis lost its data and both hashes are written again from memory; when it is another one, somebody put
-another Redis in place, and its quotas are taken over.
+another Redis in place, and its quotas are taken over. A Redis that was started again may have lost its last second:
+both hashes are written again then, too.
 """
 
 import json
@@ -39,6 +40,7 @@ class TenantTables:
         self._engine = engine
         self._keys = keys
         self._epoch = ""
+        self._redis_run = ""
         self._lock = threading.Lock()
         self._changed: set[str] = set()
         self._write_all = False
@@ -47,6 +49,7 @@ class TenantTables:
         """Hands the durable quotas to the engine and returns their number. Raises redis.RedisError."""
         client.set(self._keys.quota_epoch, secrets.token_hex(8), nx=True)
         self._epoch = str(client.get(self._keys.quota_epoch))
+        self._redis_run = _run_of(client)
         limits = _limits(cast(dict[str, str], client.hgetall(self._keys.quota)))
         client.delete(self._keys.usage)
         self._engine.load_quotas(limits)
@@ -73,13 +76,10 @@ class TenantTables:
     def _write(self, client: redis.Redis, changed: set[str]) -> None:
         epoch = cast(str | None, client.get(self._keys.quota_epoch))
         if epoch is not None and epoch != self._epoch:
-            logger.warning(
-                "the quotas in Redis are of another life (epoch %s, not %s), taking them over", epoch, self._epoch
-            )
-            self._epoch = epoch
-            self._engine.load_quotas(_limits(cast(dict[str, str], client.hgetall(self._keys.quota))))
-            self._rewrite(client, self._keys.usage, _usage_fields(self._engine.usage_by_salt()))
+            self._take_over(client, epoch, changed)
             return
+        if (run := _run_of(client)) != self._redis_run:
+            self._redis_run, self._write_all = run, True
         if epoch is None:
             logger.warning("Redis lost its data, writing %d quotas again", len(self._engine.quotas()))
         if epoch is None or self._write_all:
@@ -89,12 +89,20 @@ class TenantTables:
             return
         limits = self._engine.quotas() if changed else {}
         self._update(client, self._keys.quota, changed, _quota_fields(limits))
-        usage = self._take_usage()
+        # What is taken here and cannot be written is not lost: the next call writes all.
+        usage = self._engine.changed_usage()
         self._update(client, self._keys.usage, usage, _usage_fields(usage))
 
-    def _take_usage(self) -> dict[str, int]:
-        """What changed since the last call. If it cannot be written, all will be, so nothing is lost with it."""
-        return self._engine.changed_usage()
+    def _take_over(self, client: redis.Redis, epoch: str, changed: set[str]) -> None:
+        """The quotas of another life count from now on, with what was changed and not written yet on top."""
+        logger.warning("the quotas in Redis are of another life (%s, not %s), taking them over", epoch, self._epoch)
+        limits = _limits(cast(dict[str, str], client.hgetall(self._keys.quota)))
+        own = self._engine.quotas()
+        kept = {salt: limit for salt, limit in limits.items() if salt not in changed}
+        self._engine.load_quotas({**kept, **{salt: own[salt] for salt in changed if salt in own}})
+        self._update(client, self._keys.quota, changed, _quota_fields(own))
+        self._rewrite(client, self._keys.usage, _usage_fields(self._engine.usage_by_salt()))
+        self._epoch = epoch
 
     def _update(self, client: redis.Redis, key: str, salts: Iterable[str], fields: Mapping[str, str]) -> None:
         """Sets those of the salts that have a field, removes the others."""
@@ -116,6 +124,11 @@ class TenantTables:
             for batch in _batches(list(fields.items())):
                 pipeline.hset(key, mapping=cast(Any, dict(batch)))
             pipeline.execute()
+
+
+def _run_of(client: redis.Redis) -> str:
+    """What a Redis server calls this run of its process."""
+    return str(client.info("server")["run_id"])
 
 
 def _batches(items: list[Any]) -> Iterable[list[Any]]:

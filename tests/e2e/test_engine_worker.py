@@ -19,7 +19,8 @@ from contract.keys import Keys
 from contract.redis_client import open_blocking_redis, open_redis
 from tests.stack import EngineProcess, RedisServer, free_port
 from tests.waiting import wait_for
-from workers.engine_worker import EXIT_CANNOT_START, EXIT_USURPED
+from workers.engine_worker import EXIT_USURPED
+from workers.errors import EXIT_CANNOT_START
 
 pytestmark = pytest.mark.redis
 KEYS = Keys("default")

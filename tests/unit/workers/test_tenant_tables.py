@@ -122,11 +122,12 @@ def test_another_epochs_quotas_are_taken_over(client: redis.Redis, tables: Tenan
     client.set(KEYS.quota_epoch, "restored")
     client.delete(KEYS.quota)
     client.hset(KEYS.quota, "bob", "7")
+    set_quota(engine, tables, "carol", 8)
 
     tables.write(client)
 
-    assert engine.limits == {"bob": 7}
-    assert client.hgetall(KEYS.quota) == {"bob": "7"}
+    assert engine.limits == {"bob": 7, "carol": 8}
+    assert client.hgetall(KEYS.quota) == {"bob": "7", "carol": "8"}
 
 
 def test_what_could_not_be_written_is_written_next_time(
@@ -143,6 +144,19 @@ def test_what_could_not_be_written_is_written_next_time(
 
     assert client.hgetall(KEYS.quota) == {"alice": "5"}
     assert client.hgetall(KEYS.usage) == {"alice": '{"l1_bytes": 9}'}
+
+
+def test_what_a_restarted_redis_forgot_is_written_again(
+    client: redis.Redis, tables: TenantTables, engine: Tenants, any_redis: RedisServer
+) -> None:
+    set_quota(engine, tables, "alice", 5)
+    tables.write(client)
+    client.hdel(KEYS.quota, "alice")  # as if the last second of the append-only file were missing
+
+    any_redis.restart()
+    tables.write(client)
+
+    assert client.hgetall(KEYS.quota) == {"alice": "5"}
 
 
 def test_many_tenants_are_written_in_batches(client: redis.Redis, tables: TenantTables, engine: Tenants) -> None:
