@@ -113,7 +113,7 @@ def _layers_and_groups(
 ) -> tuple[tuple[LayerGeometry, ...], tuple[GroupGeometry, ...]]:
     """With the hinted axis order; without a hint HND as other CPU servers assume, or NHD where only that fits."""
     hint = hints.get("kv_layout")
-    if hint is not None and hint not in _LAYOUT_OF_HINT:
+    if hint is not None and str(hint) not in _LAYOUT_OF_HINT:
         raise BadRequest(f"kv_layout: {str(hint)[:64]!r} is not one of {', '.join(_LAYOUT_OF_HINT)}")
     orders = ("HND", "NHD") if hint is None else (_LAYOUT_OF_HINT[str(hint)],)
     refusal: BadRequest | None = None
