@@ -3,7 +3,6 @@
 The same question in two forms. Whether the instance is known is asked before the form of the blocks is judged.
 """
 
-import json
 from typing import Any
 
 from flask import Blueprint
@@ -15,7 +14,6 @@ from app.errors import RouteError
 from app.policy import ERROR, ErrorShape, Level, policy
 from app.request_schema import Boolean, Integer, IntegerList, LarderSchema, QueryInteger, Text, takes_body, takes_query
 from contract.commands import MAX_INTEGER, ChecksumBlocks
-from contract.snapshots import CONF, STATUS
 
 router = Blueprint("kvcache", __name__)
 
@@ -83,10 +81,8 @@ def _checksums(
 
 
 def _refusal(backend: Backend, instance_id: int, reason: str) -> RouteError:
-    """The error for a request that never reaches the engine: what is wrong with the instance goes before `reason`."""
-    status = json.loads(backend.read_text(STATUS))
-    if json.loads(backend.read_text(CONF)).get("mp", {}).get("supported_transfer_mode") == "engine_driven":
-        return RouteError(501, "checksum not supported for this engine type")
-    if instance_id not in status.get("registered_gpu_ids", ()):
-        return RouteError(404, f"instance_id {instance_id} not registered")
+    """The error for blocks or sizes that make no sense: unless the instance is the first thing wrong, which only
+    the engine knows; it is asked about no blocks at all, and its own refusal goes first."""
+    if abs(instance_id) <= MAX_INTEGER:
+        backend.call(ChecksumBlocks(instance_id, (), 1, False))
     return RouteError(400, reason)

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.backend import QuotaState
-from contract.commands import Command, DeleteQuota, SetQuota
+from contract.commands import ChecksumBlocks, Command, DeleteQuota, SetQuota
 from contract.engine_record import EngineRecord
-from contract.errors import EngineAway, RedisAway
+from contract.errors import CommandFailed, EngineAway, RedisAway
 from contract.snapshots import Snapshot
 
 BOOT = "boot-1"
@@ -28,6 +28,7 @@ class MemoryBackend:
     replies: dict[str, Any] = field(default_factory=dict)
     bodies: dict[str, Any] = field(default_factory=dict)
     limits: dict[str, int] = field(default_factory=dict)
+    instances: set[int] = field(default_factory=lambda: {0, 7})
     usages: dict[str, int] = field(default_factory=dict)
     commands: list[Command] = field(default_factory=list)
     audit: list[dict[str, str]] = field(default_factory=list)
@@ -37,6 +38,8 @@ class MemoryBackend:
         self._reach()
         self.commands.append(command)
         answer = self.replies.get(command.op, {})
+        if isinstance(command, ChecksumBlocks) and command.instance_id not in self.instances:
+            answer = CommandFailed("not_found", f"instance_id {command.instance_id} not registered")
         if isinstance(answer, Exception):
             raise answer
         if isinstance(command, SetQuota):

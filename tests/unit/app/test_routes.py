@@ -203,7 +203,7 @@ def test_checksums_by_layer(client: FlaskClient, backend: MemoryBackend) -> None
         ("instance_id=7&block_ids=1&chunk_size=0", 400, "chunk_size must be positive"),
         ("instance_id=7&block_ids=1&chunk_size=-1", 400, "chunk_size must be positive"),
         ("instance_id=8&chunk_size=0&block_ids=[", 404, "instance_id 8 not registered"),
-        ("block_ids=[", 404, "instance_id 0 not registered"),
+        ("instance_id=-1&block_ids=[", 404, "instance_id -1 not registered"),
     ],
 )
 def test_errors_of_the_check_and_their_order(client: FlaskClient, query: str, status: int, error: str) -> None:
@@ -226,7 +226,7 @@ def test_the_form_of_numbers_goes_before_the_engine(client: FlaskClient, backend
 
 
 def test_a_server_for_engine_driven_clients_has_no_tensors(client: FlaskClient, backend: MemoryBackend) -> None:
-    backend.bodies["conf"] = {"mp": {"supported_transfer_mode": "engine_driven"}}
+    backend.replies["kvcache.check"] = CommandFailed("unsupported", "checksum not supported for this engine type")
 
     answer = client.get("/kvcache/check?block_ids=[")
 
