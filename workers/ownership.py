@@ -21,9 +21,12 @@ POLL_S = 0.2
 
 
 def lock_file(path: Path, what: str) -> TextIO:
-    """Holds `path` for as long as the result is open. Raises CannotStart when another process holds it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a+", encoding="ascii")
+    """Holds `path` for as long as the result is open. Raises CannotStart when that cannot be, or another process does."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="ascii")
+    except OSError as error:
+        raise CannotStart(f"data_dir: {path.parent.parent} cannot be used: {error}") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

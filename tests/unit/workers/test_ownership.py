@@ -108,3 +108,10 @@ def test_a_lock_is_held_while_its_file_is_open(tmp_path: Path) -> None:
     held.close()
 
     lock_file(path, "engine").close()
+
+
+def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(CannotStart, match=f"data_dir: {tmp_path}/file cannot be used"):
+        lock_file(tmp_path / "file" / "run" / "engine.lock", "engine")
