@@ -21,7 +21,7 @@ POLL_S = 0.2
 
 
 def lock_file(path: Path, what: str) -> TextIO:
-    """Holds `path` for as long as the result is open. Raises CannotStart when that cannot be, or another process does."""
+    """Holds `path` for as long as the result is open. Raises CannotStart when it cannot, or another process does."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="ascii")
