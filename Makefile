@@ -6,7 +6,6 @@ PYTHON_IN_VENV := $(VENV)/bin/python
 RUN    := $(VENV)/.installed-run
 DEV    := $(VENV)/.installed-dev
 DEMO   := $(VENV)/.installed-demo
-SOURCES := app bench contract demo engine tests workers
 
 .DEFAULT_GOAL := help
 .PHONY: help run test soak compat check format bench demo clean
@@ -43,7 +42,7 @@ demo: $(DEMO) ## a real transformer continues a prompt from cached KV, with the 
 	@exec $(PYTHON_IN_VENV) -m demo $(ARGS)
 
 clean: ## remove the environment and the tools' caches; the data directory stays
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-compat .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(RUN): requirements.txt
 	@tools/install.sh $(VENV) requirements.txt
