@@ -210,9 +210,7 @@ class Operations:
         return self.lookup_answer(request_id) or Parked(request_id, wait_s)
 
     def end_session(self, parameters: Parameters) -> Answer:
-        request_id: str = wire.decode_name(parameters[0])
-        self._engine.end_session(request_id)
-        self._tokens.forget(request_id)
+        self._engine.end_session(wire.decode_name(parameters[0]))
         return VOID
 
     # ---- transfers
@@ -221,8 +219,7 @@ class Operations:
         prepared = self._engine.prepare_store(*self._key_and_instance(parameters))
         if not prepared.shared_memory:
             return (encode({"context": {}}),)
-        slots = [_slot(slot) for slot in prepared.slots]
-        return (encode({"context": {"slots": slots, "chunk_indices": list(prepared.chunk_indices)}}),)
+        return (encode({"context": {"slots": prepared.slots, "chunk_indices": prepared.chunk_indices}}),)
 
     def commit_store(self, parameters: Parameters) -> Answer:
         request, instance_id = self._key_and_instance(parameters)
@@ -232,7 +229,7 @@ class Operations:
         prepared = self._engine.prepare_retrieve(*self._key_and_instance(parameters))
         if not prepared.success:
             return _NOTHING_FOUND
-        context = {"slots": [_slot(slot) for slot in prepared.slots]} if prepared.slots else {}
+        context = {"slots": prepared.slots} if prepared.slots else {}
         return (encode({"success": True, "data": prepared.data, "context": context}),)
 
     def commit_retrieve(self, parameters: Parameters) -> Answer:
@@ -296,7 +293,3 @@ def _transfers(do: Operations) -> dict[str, Operation]:
         "store": transfer(do.store, 4, _NOT_COPIED, Copies.ALWAYS),
         "retrieve": transfer(do.retrieve, 5, _NOT_COPIED, Copies.ALWAYS),
     }
-
-
-def _slot(slot: Any) -> dict[str, object]:
-    return {"offset": slot.offset, "length": slot.length, "shape": list(slot.shape), "dtype": slot.dtype}

@@ -106,7 +106,8 @@ class DataPlaneServer:
 
     def lookups_changed(self) -> None:
         """A lookup has finished: clients that wait for one are asked for again. Any thread may call."""
-        os.eventfd_write(self._wake_fd, 1)
+        if not self._stop_asked.is_set():
+            os.eventfd_write(self._wake_fd, 1)
 
     def stop(self) -> None:
         """Answers what is under way, refuses what is queued, closes the port. Harmless when stopped already."""

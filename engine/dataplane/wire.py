@@ -11,6 +11,8 @@ Every frame is one msgpack value. Request id and operation are echoed byte for b
 or by its name. Unknown map keys are ignored, missing ones have the defaults below; types are never coerced.
 """
 
+import os
+from array import array
 from collections.abc import Sequence
 from typing import Annotated, Any, Final, TypeVar
 
@@ -178,6 +180,8 @@ _decode_operation = Decoder(Annotated[int, Meta(ge=0)] | Name)
 
 encode = msgspec.msgpack.Encoder().encode
 
+_PLACEHOLDER = encode(os.urandom(16))
+
 #: The usual encodings, so that the common path is one dictionary look-up.
 _NAME_OF_FRAME = {encode(number): name for number, name in OPERATION_IDS.items()}
 _NAME_OF_FRAME.update({encode(name): name for name in OPERATION_IDS.values()})
@@ -202,7 +206,7 @@ def decode_request(frame: Frame, tokens: TokenReader, *, tp_size: int = 1) -> Ca
     `num_kv_readers` 0 comes from clients which do not know the field: then one worker reads each object, or
     `tp_size` of them where that exceeds the number of pieces (all ranks read the same object).
     """
-    key: WireKey = _decode_key(frame)
+    key, token_ids = _decode_known_key(frame, tokens) or _decode_new_key(frame, tokens)
     readers = key.num_kv_readers
     if readers == 0:
         readers = tp_size if tp_size > key.world_size else 1
@@ -210,13 +214,37 @@ def decode_request(frame: Frame, tokens: TokenReader, *, tp_size: int = 1) -> Ca
         key.model_name,
         key.world_size,
         key.worker_id,
-        tokens.read(key.request_id, bytes(key.token_ids)),
+        token_ids,
         key.start,
         key.end,
         key.request_id,
         key.cache_salt,
         readers,
     )
+
+
+def _decode_new_key(frame: Frame, tokens: TokenReader) -> "tuple[WireKey, array[int]]":
+    key: WireKey = _decode_key(frame)
+    return key, tokens.read(key.request_id, bytes(key.token_ids))
+
+
+def _decode_known_key(frame: Frame, tokens: TokenReader) -> "tuple[WireKey, array[int]] | None":
+    """The key, when its token array is a known one: decoded with a placeholder in its place, since scanning takes long.
+
+    Up to the array both messages are the same bytes, so when the placeholder turns up as the value of `token_ids`, the
+    array would have. Nobody outside knows the placeholder, so it cannot turn up from elsewhere.
+    """
+    if not isinstance(frame, bytes) or (found := tokens.find(frame)) is None:
+        return None
+    start, known = found
+    try:
+        key: WireKey = _decode_key(frame[:start] + _PLACEHOLDER + frame[start + len(known.raw) :])
+    except BadRequest:
+        return None
+    if bytes(key.token_ids) != _PLACEHOLDER:
+        return None
+    tokens.remember(key.request_id, known)
+    return key, known.tokens
 
 
 def decode_registration(frame: Frame) -> EngineDrivenRegistration:

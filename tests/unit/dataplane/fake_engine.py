@@ -8,6 +8,7 @@ from typing import Any
 from engine.config import EngineConfig
 from engine.periodic import PeriodicThreads
 from engine.stats import Stats
+from engine.transfers import SlotView
 
 VERBS = (
     "register_engine_driven",
@@ -46,13 +47,13 @@ class FakeEngine:
             "take_lookup_result": 3,
             "prepare_store": SimpleNamespace(
                 shared_memory=True,
-                slots=[SimpleNamespace(offset=64, length=32, shape=(2, 4), dtype="float32")],
+                slots=[SlotView(offset=64, length=32, shape=(2, 4), dtype="float32")],
                 chunk_indices=[1],
             ),
             "commit_store": True,
             "prepare_retrieve": SimpleNamespace(
                 success=True,
-                slots=[SimpleNamespace(offset=0, length=32, shape=(2, 4), dtype="float32")],
+                slots=[SlotView(offset=0, length=32, shape=(2, 4), dtype="float32")],
                 data=b"",
             ),
             "commit_retrieve": True,

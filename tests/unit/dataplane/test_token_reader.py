@@ -20,7 +20,7 @@ def test_equal_bytes_give_the_same_array_again():
     first = reader.read("r", raw)
 
     assert first == array("I", [1, 200, 70_000, 2**32 - 1])
-    assert reader.read("r", bytes(bytearray(raw))) is first
+    assert reader.read("r", bytes(bytearray(raw))) == first
 
 
 def test_a_grown_request_leaves_the_older_array_as_it_was():
@@ -32,15 +32,28 @@ def test_a_grown_request_leaves_the_older_array_as_it_was():
     assert (older, newer) == (array("I", range(10)), array("I", range(20)))
 
 
-def test_a_forgotten_request_is_decoded_anew():
+def message(tokens, **fields):
+    return encode({"model_name": "m", "token_ids": tokens, **fields})
+
+
+def test_a_known_array_is_found_in_any_message_that_has_it():
     reader = TokenReader()
-    first = reader.read("r", encode([1]))
+    tokens = reader.read("r", encode(list(range(100))))
 
-    reader.forget("r")
-    again = reader.read("r", encode([1]))
+    start, known = reader.find(message(list(range(100)), end=1))
 
-    assert again == first
-    assert again is not first
+    assert known.tokens is tokens
+    assert message(list(range(100)))[start:].startswith(known.raw)
+
+
+@pytest.mark.parametrize("other", [[], [1], list(range(99)), list(range(101)), [*range(99), 7]])
+def test_another_array_is_not_taken_for_a_known_one(other):
+    reader = TokenReader()
+    reader.read("r", encode(list(range(100))))
+
+    assert reader.find(message(other)) is None
+    assert reader.find(message(list(range(100)))[:-1]) is None
+    assert reader.find(b"") is None
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.lists(TOKEN, max_size=40)), max_size=20))
@@ -70,17 +83,11 @@ def test_a_bad_tail_is_refused_and_the_known_tokens_stay_right():
 
 
 def test_what_is_remembered_is_bounded_by_number_and_by_bytes():
-    few, small = TokenReader(max_requests=2), TokenReader(max_bytes=100)
+    for reader in (TokenReader(max_requests=2), TokenReader(max_bytes=150)):
+        for number in range(4):
+            reader.read(f"r{number}", encode([number] * 10))
 
-    first = [reader.read("r0", encode([7] * 10)) for reader in (few, small)]
-    for number in range(1, 4):
-        for reader in (few, small):
-            reader.read(f"r{number}", encode([7] * 10))
-
-    assert all(
-        reader.read("r0", encode([7] * 10)) is not array_then
-        for reader, array_then in zip((few, small), first, strict=True)
-    )
+        assert [reader.find(message([number] * 10)) is None for number in range(4)] == [True, True, False, False]
 
 
 def test_a_request_larger_than_the_whole_memory_is_read_all_the_same():

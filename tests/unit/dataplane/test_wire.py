@@ -39,6 +39,32 @@ def test_a_client_that_tells_no_readers_has_one_unless_all_ranks_share_the_objec
     assert wire.decode_request(frame, TOKENS, tp_size=tp_size).num_kv_readers == readers
 
 
+def test_a_key_with_known_tokens_is_decoded_as_if_they_were_new():
+    many = list(range(500))
+    known = TokenReader()
+    first = wire.decode_request(encode(key(token_ids=many)), known)
+
+    again = wire.decode_request(encode(key(token_ids=many, worker_id=None, request_id="other", start=16)), known)
+
+    assert again.tokens is first.tokens
+    assert (again.worker_id, again.request_id, again.start, again.end) == (None, "other", 16, 32)
+    with pytest.raises(BadRequest):
+        wire.decode_request(encode(key(token_ids=many, world_size="1")), known)
+
+
+def test_known_tokens_that_are_not_those_of_the_key_are_not_used():
+    many, few = list(range(500)), list(range(64))
+    known = TokenReader()
+    wire.decode_request(encode(key(token_ids=many)), known)
+    own = encode(key(token_ids=few))
+    decoy = encode("token_ids") + encode(many)
+
+    for first_item in (encode("x") + b"\x81" + decoy, encode("x") + encode(decoy), decoy):
+        frame = bytes([own[0] + 1]) + first_item + own[1:]
+
+        assert wire.decode_request(frame, known).tokens == array("I", few)
+
+
 def test_unknown_keys_are_ignored():
     assert decoded(added_later={"deep": [1, {"x": b"y"}]}).request_id == "req-1"
 
