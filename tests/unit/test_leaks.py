@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 from tests.leaks import RUN_MARK, Census
+from tests.waiting import wait_for
 
 
 def test_a_thread_left_running_is_named() -> None:
@@ -50,6 +51,8 @@ def test_a_grandchild_that_lost_its_parent_is_found_by_its_mark() -> None:
     before = Census.take()
     script = "setsid sleep 60 >/dev/null 2>&1 & echo $!"
     pid = int(subprocess.run(["sh", "-c", script], check=True, capture_output=True, env=dict(os.environ)).stdout)
+    command_line = Path(f"/proc/{pid}/cmdline")
+    wait_for(lambda: command_line.read_bytes().startswith(b"sleep"), 10, "the grandchild became what it was started as")
 
     left = Census.take().left_since(before)
     os.kill(pid, 9)
