@@ -220,15 +220,15 @@ class Engine:
         """
         scope = (request.model_name, request.world_size)
         chunks = request.end // self.chunk_size
-        fingerprints = self.registrations.fingerprints(scope)
+        layouts = self.registrations.layouts(scope)
         rows: list[list[ObjectKey]] = []
-        if fingerprints:
+        if layouts:
             ranks, name, salt = request.kv_ranks(), request.model_name, request.cache_salt
             digests = self.sessions.hashes(request, chunks)
             rows = [[ObjectKey(digest, name, rank, 0, salt) for rank in ranks] for digest in digests]
         else:
             self.stats.lookups_unregistered.inc()
-        hit = self.l1.lease_prefix(rows, fingerprints, request.request_id, scope, request.num_kv_readers)
+        hit = self.l1.lease_prefix(rows, layouts, request.request_id, scope, request.num_kv_readers)
         self.sessions.set_lookup_result(request.request_id, hit)
         self.stats.lookups.inc()
         self.stats.lookup_requested_tokens.inc(chunks * self.chunk_size)

@@ -70,8 +70,7 @@ class Housekeeping:
 
     def count_evictions(self) -> None:
         """Moves what the cache counted since the last time into the metrics."""
-        counts = self._l1.take_evictions()
-        for reason, number in counts.by_reason.items():
+        for reason, number in self._l1.take_evictions().items():
             self._stats.evicted_by_reason[reason].inc(number)
             self._stats.evicted_chunks.inc(number)
 

@@ -8,7 +8,7 @@ failed, so the first ping of an instance that is not known here fails, and the n
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from engine.device.tensors import KVTensors
@@ -76,7 +76,7 @@ class Registrations:
     def __init__(self, reap_timeout_s: float, grace_s: float) -> None:
         self._reap_timeout_s, self._grace_s = reap_timeout_s, grace_s
         self._known: dict[int, Registration] = {}
-        self._fingerprints: dict[Scope, frozenset[bytes]] = {}
+        self._layouts: dict[Scope, dict[bytes, tuple[int, ...]]] = {}
         self._strangers: OrderedDict[int, None] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -96,7 +96,7 @@ class Registrations:
                 raise BadRequest(f"{MAX_INSTANCES} instances are registered, no more are taken")
             self._strangers.pop(registration.instance_id, None)
             self._known[registration.instance_id] = registration
-            self._update_fingerprints(registration.scope)
+            self._update_layouts(registration.scope)
             return True
 
     def get(self, instance_id: int, *, server_driven: bool) -> Registration:
@@ -117,13 +117,13 @@ class Registrations:
             if self._known.get(registration.instance_id) is not registration:
                 return False, False
             del self._known[registration.instance_id]
-            last = not self._update_fingerprints(registration.scope)
+            last = not self._update_layouts(registration.scope)
         registration.remove()
         return True, last
 
-    def fingerprints(self, scope: Scope) -> frozenset[bytes]:
-        """Layouts registered for a (model, world size); empty when nobody is."""
-        return self._fingerprints.get(scope, frozenset())
+    def layouts(self, scope: Scope) -> Mapping[bytes, tuple[int, ...]]:
+        """Fingerprint -> windows of the layouts registered for a (model, world size); empty when nobody is."""
+        return self._layouts.get(scope, {})
 
     def ping(self, instance_id: int) -> bool:
         """A sign of life. False exactly for the first ping of an instance that is not known."""
@@ -156,10 +156,12 @@ class Registrations:
         with self._lock:
             return [self._known[instance_id] for instance_id in sorted(self._known)]
 
-    def _update_fingerprints(self, scope: Scope) -> bool:
-        found = frozenset(known.layout.fingerprint for known in self._known.values() if known.scope == scope)
+    def _update_layouts(self, scope: Scope) -> bool:
+        """The mapping is replaced, never changed, so that readers need no lock."""
+        layouts = [known.layout for known in self._known.values() if known.scope == scope]
+        found = {layout.fingerprint: layout.windows for layout in layouts}
         if found:
-            self._fingerprints[scope] = found
+            self._layouts[scope] = found
         else:
-            self._fingerprints.pop(scope, None)
+            self._layouts.pop(scope, None)
         return bool(found)

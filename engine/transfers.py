@@ -115,7 +115,10 @@ class Transfers:
             null = tensors.null_chunks(block_ids, len(chunks))
             wanted = [index for index in range(len(chunks)) if index not in null]
             keys = self._sessions.object_keys(request, chunks)
-            reservation = self._reserve(registration, [keys[index] for index in wanted], ENGINE)
+            missing = tensors.missing_groups(block_ids, len(chunks))
+            reservation = self._reserve(
+                registration, [keys[index] for index in wanted], ENGINE, [missing[index] for index in wanted]
+            )
             started = time.perf_counter()
             jobs = [
                 partial(tensors.gather, index, block_ids, self._view(entry))
@@ -280,9 +283,15 @@ class Transfers:
         key = ObjectKey(digest, request.model_name, request.kv_rank(), 0, request.cache_salt)
         return instance_id, chunks.start, key
 
-    def _reserve(self, registration: Registration, keys: Sequence[ObjectKey], holder: int | str) -> Reservation:
+    def _reserve(
+        self,
+        registration: Registration,
+        keys: Sequence[ObjectKey],
+        holder: int | str,
+        missing: Sequence[int] | None = None,
+    ) -> Reservation:
         layout = registration.layout
-        reservation = self._l1.reserve(keys, layout.object_bytes, layout.fingerprint, holder)
+        reservation = self._l1.reserve(keys, layout.object_bytes, layout.fingerprint, holder, missing)
         if reservation.refused:
             self._stats.allocation_failures.inc(reservation.refused)
         return reservation

@@ -87,6 +87,16 @@ class CpuShmTensors:
             )
         }
 
+    def missing_groups(self, block_ids: Sequence[Sequence[int]], num_chunks: int) -> list[int]:
+        missing = [0] * num_chunks
+        for bit, window in enumerate(self.layout.windows):
+            group = self._geometry.groups[bit]
+            for chunk in range(num_chunks if window else 0):
+                stop = (chunk + 1) * group.blocks_per_chunk
+                if 0 in block_ids[bit][stop - group.kept_blocks : stop]:
+                    missing[chunk] |= 1 << bit
+        return missing
+
     def gather(self, chunk: int, block_ids: Sequence[Sequence[int]], into: memoryview) -> None:
         with self._in_use():
             for number, offset, length, ranges in self._transfers(chunk, block_ids, 0):

@@ -30,6 +30,9 @@ class KVTensors(Protocol):
     def null_chunks(self, block_ids: BlockIds, num_chunks: int) -> set[int]:
         """Chunks whose ids are 0 in every group: the inference engine keeps no data for them."""
 
+    def missing_groups(self, block_ids: BlockIds, num_chunks: int) -> list[int]:
+        """Per chunk, a bit for each windowed group of which a block to be kept is the null block (id 0)."""
+
     def gather(self, chunk: int, block_ids: BlockIds, into: memoryview) -> None:
         """Fill `into` (layout.object_bytes long) with chunk number `chunk` of the range. Raises ClientMemoryError."""
 

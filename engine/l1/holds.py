@@ -1,7 +1,6 @@
-"""What the cache hands out to those who write or read, and what it tells of what left."""
+"""What the cache hands out to those who write or read."""
 
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from engine.l1.index import Entry
 
@@ -47,11 +46,3 @@ class ClearResult:
     removed: int
     kept: int
     doomed: int
-
-
-@dataclass(frozen=True, slots=True)
-class EvictionCounts:
-    """Objects that left, by reason (`capacity`, `quota`, `room`, `replaced`) and by cache_salt."""
-
-    by_reason: Counter[str] = field(default_factory=Counter)
-    by_salt: Counter[str] = field(default_factory=Counter)

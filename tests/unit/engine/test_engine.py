@@ -353,7 +353,6 @@ def test_quotas_act_only_once_they_were_read_and_only_under_isolated_lru() -> No
 
 def test_more_than_the_pool_holds_is_refused_without_failing(engine: Engine) -> None:
     engine.register_engine_driven(REGISTRATION)
-
     prepared = engine.prepare_store(request(80), 1)
 
     assert len(prepared.slots) == 64
@@ -363,7 +362,6 @@ def test_more_than_the_pool_holds_is_refused_without_failing(engine: Engine) -> 
 
 def test_checksums_need_memory_that_the_server_copies(engine: Engine) -> None:
     engine.register_engine_driven(REGISTRATION)
-
     with pytest.raises(UnknownInstance):
         engine.checksum_blocks(9, [0], 1, False)
     with pytest.raises(Unsupported):
@@ -400,4 +398,3 @@ def test_status_and_configuration_tell_what_the_contract_asks_for(engine: Engine
     assert status["registered_non_cuda_instance_ids"] == [1]
     assert status["storage_manager"]["l1_manager"]["memory_total_bytes"] == CONFIG.l1_size_bytes  # type: ignore[index]
     assert set(configuration) == {"mp", "storage_manager", "observability"}
-    assert configuration["mp"]["chunk_size"] == CHUNK  # type: ignore[index]
