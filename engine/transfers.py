@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from prometheus_client import Histogram
@@ -35,8 +36,7 @@ from engine.sessions import Sessions
 from engine.stats import GIGABYTE, Stats
 
 
-@dataclass(frozen=True, slots=True)
-class SlotView:
+class SlotView(NamedTuple):
     """Where in the shared segment one chunk lies: offset and length in bytes, C-contiguous, of this shape and dtype."""
 
     offset: int
@@ -182,7 +182,7 @@ class Transfers:
             if self._registrations.find(instance_id) is not registration:
                 self._l1.abort(reservation)
                 raise UnknownInstance(instance_id)
-        return PreparedSlots([self._slot_view(registration, entry) for entry in reservation.granted], indices)
+        return PreparedSlots(self._slot_views(registration, reservation.granted), indices)
 
     def commit_store(self, request: CacheRequest, instance_id: int, data: bytes | memoryview = b"") -> bool:
         """Makes the chunks of the matching prepare readable; with `data`, writes them first.
@@ -247,11 +247,11 @@ class Transfers:
                 return PreparedRetrieve(True, [], encode_tensors(views, shape, dtype))
             finally:
                 self._l1.unpin(pin)
-        self._pending_reads.add(self._match(request, instance_id, chunks), pin)
+        self._pending_reads.add((instance_id, chunks.start, pin.entries[-1].key), pin)
         if self._registrations.find(instance_id) is not registration:
             self._l1.unpin(pin)
             raise UnknownInstance(instance_id)
-        return PreparedRetrieve(True, [self._slot_view(registration, entry) for entry in pin.entries])
+        return PreparedRetrieve(True, self._slot_views(registration, pin.entries))
 
     def answers_in_messages(self, instance_id: int) -> bool:
         """Whether `prepare_retrieve` for this client would copy bytes into its answer."""
@@ -337,9 +337,9 @@ class Transfers:
         assert dtype is not None
         return shape, dtype
 
-    def _slot_view(self, registration: Registration, entry: Entry) -> SlotView:
+    def _slot_views(self, registration: Registration, entries: Sequence[Entry]) -> list[SlotView]:
         shape, dtype = self._form(registration)
-        return SlotView(entry.offset, entry.nbytes, shape, dtype)
+        return [SlotView(entry.offset, entry.nbytes, shape, dtype) for entry in entries]
 
     def _count_copy(self, histogram: Histogram, entries: Sequence[Entry], started: float) -> None:
         if entries:
