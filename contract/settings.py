@@ -90,6 +90,9 @@ class Settings:
         "", rules.redis_url(), "an external Redis; empty = the embedded one on redis_port", alias="REDIS_URL"
     )
     redis_port: int = _setting(6380, rules.integer(1, 65535), "port of the embedded Redis, on loopback")
+    engine_stuck_seconds: float = _setting(
+        30.0, rules.number(least=0), "time without a sound heartbeat after which the launcher starts the engine anew"
+    )
     web_workers: int = _setting(2, rules.integer(1, 64), "gunicorn worker processes")
     web_threads: int = _setting(16, rules.integer(2, 256), "threads per gunicorn worker")
     command_queue_max: int = _setting(1000, rules.integer(1, 100_000), "commands waiting or running before 503")

@@ -125,6 +125,21 @@ def test_a_killed_engine_is_unhealthy_within_three_beats(steady: Larder) -> None
     wait_for(lambda: is_healthy(steady), 20, "healthy again")
 
 
+def test_an_engine_that_lives_but_is_frozen_is_started_anew(tmp_path: Path) -> None:
+    with Larder(tmp_path, engine_stuck_seconds=4, shm_name="larder_test_frozen") as whole:
+        wait_for(lambda: len(pids(whole)) == 3, 20, "all children are known")
+        frozen = pids(whole)["engine"]
+
+        os.kill(frozen, signal.SIGSTOP)
+
+        wait_for(lambda: pids(whole)["engine"] != frozen, 30, "another engine is ready")
+        wait_for(lambda: is_healthy(whole), 20, "the whole is healthy again")
+        assert "engine has not been sound for" in whole.log_tail(1000)
+        assert "(it does not beat), killing it" in whole.log_tail(1000)
+        os.kill(pids(whole)["engine"], signal.SIGKILL)
+    assert not Path("/dev/shm/larder_test_frozen").exists()
+
+
 def test_children_end_with_a_killed_launcher(larder: Larder) -> None:
     children = wait_for(lambda: len(pids(larder)) == 3 and pids(larder), 20, "all children are known")
 
