@@ -19,6 +19,7 @@ class SlowCommands:
 
     def __init__(self) -> None:
         self._jobs: deque[Callable[[], None]] = deque()
+        self._running = 0
         self._changed = threading.Condition()
         self._stopping = False
         self._threads = [
@@ -33,7 +34,7 @@ class SlowCommands:
     def offer(self, job: Callable[[], None]) -> bool:
         """Whether there was room for it."""
         with self._changed:
-            if len(self._jobs) >= MAX_WAITING:
+            if self._running + len(self._jobs) >= THREADS + MAX_WAITING:
                 return False
             self._jobs.append(job)
             self._changed.notify()
@@ -53,10 +54,17 @@ class SlowCommands:
 
     def _loop(self) -> None:
         while (job := self._next()) is not None:
-            job()
+            try:
+                job()
+            finally:
+                with self._changed:
+                    self._running -= 1
 
     def _next(self) -> Callable[[], None] | None:
         """The oldest waiting job; None when it is time to end."""
         with self._changed:
             self._changed.wait_for(lambda: self._stopping or bool(self._jobs))
-            return None if self._stopping else self._jobs.popleft()
+            if self._stopping:
+                return None
+            self._running += 1
+            return self._jobs.popleft()
