@@ -135,7 +135,7 @@ def test_the_map_names_places_that_exist() -> None:
     named = re.findall(r"`([\w./*-]+(?:/|\.py))`", read("docs/architecture.md"))
 
     def exists(name: str) -> bool:
-        return (ROOT / name).exists() or any(fnmatch(source, "*/" + name) for source in sources)
+        return bool(list(ROOT.glob(name))) or any(fnmatch(source, "*/" + name) for source in sources)
 
     subfolders = {folder.name + "/" for folder in (ROOT / "tests").iterdir()}
     subfolders |= {folder.name + "/" for folder in (ROOT / "engine").iterdir()}
