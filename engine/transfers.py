@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
 
+import msgspec
 import numpy as np
 from prometheus_client import Histogram
 
@@ -36,7 +36,7 @@ from engine.sessions import Sessions
 from engine.stats import GIGABYTE, Stats
 
 
-class SlotView(NamedTuple):
+class SlotView(msgspec.Struct, frozen=True):
     """Where in the shared segment one chunk lies: offset and length in bytes, C-contiguous, of this shape and dtype."""
 
     offset: int
