@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -25,6 +26,7 @@ from contract.command_queue import WAIT_SLICE_S, CommandSubmitter
 from contract.commands import Command
 from contract.engine_record import EngineRecord, read_record
 from contract.errors import EngineAway, QueueFull, RedisAway
+from contract.held_connections import HeldConnections, Words
 from contract.keys import AUDIT_MAX_ENTRIES, Keys, field_to_salt, salt_to_field
 from contract.redis_client import describe, open_blocking_redis, open_redis
 
@@ -104,6 +106,7 @@ class QueueBackend:
         self._client: redis.Redis | None = None
         self._waiting_client: redis.Redis | None = None
         self._submitter: CommandSubmitter | None = None
+        self._audit_connections: HeldConnections | None = None  # used by the audit's thread alone
         self._fuse = Fuse(CALL_TIMEOUT_S)
         self._last_change = LastChange()
         self._bodies = {name: SharedRead(partial(self._read_body, name), self._last_change) for name in snapshots.NAMES}
@@ -195,10 +198,12 @@ class QueueBackend:
         return {field_to_salt(field): _quota_state(limit, usage) for (field, limit), usage in pairs}
 
     def write_audit(self, entries: list[dict[str, str]]) -> None:
-        with self._redis() as client, client.pipeline(transaction=False) as pipeline:
-            for entry in entries:
-                pipeline.xadd(self._keys.audit, cast(Any, entry), maxlen=AUDIT_MAX_ENTRIES, approximate=True)
-            pipeline.execute()
+        head = ("XADD", self._keys.audit, "MAXLEN", "~", AUDIT_MAX_ENTRIES, "*")
+        commands: list[Words] = [(*head, *chain.from_iterable(entry.items())) for entry in entries]
+        with self._redis() as client:
+            if self._audit_connections is None:
+                self._audit_connections = HeldConnections(client)
+            self._audit_connections.exchange(commands, len(commands))
 
     def close(self) -> None:
         """Closes the connections; whoever still waits on one gets RedisAway."""

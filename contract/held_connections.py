@@ -4,6 +4,7 @@ The client's own calls cost a tenth of a millisecond each in Python: pool, retry
 command of the queue goes this way instead. Same connections, same time limits, same errors; nothing is repeated.
 """
 
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, cast
@@ -12,6 +13,9 @@ import redis
 from redis.connection import Connection
 
 Words = Sequence[str | int | float]
+
+#: A connection that was used so recently is taken to be alive: no Redis is back so soon after it died.
+TRUSTED_S = 0.01
 
 
 class HeldConnections:
@@ -22,17 +26,14 @@ class HeldConnections:
 
     def __init__(self, client: redis.Redis) -> None:
         self._pool = client.connection_pool
-        self._idle: deque[Connection] = deque()
+        self._idle: deque[tuple[Connection, float]] = deque()
 
     def exchange(self, commands: Sequence[Words], replies: int) -> list[Any]:
         """Sends the commands at once and reads this many replies: one for each that was not told to be silent.
 
         Raises redis.RedisError: the connection failed, or the first command that Redis refused.
         """
-        try:
-            connection = self._idle.pop()
-        except IndexError:
-            connection = self._pool.get_connection()
+        connection = self._take()
         try:
             connection.send_packed_command(connection.pack_commands(commands))  # type: ignore[no-untyped-call]
             answers = [connection.read_response() for _ in range(replies)]
@@ -41,8 +42,18 @@ class HeldConnections:
             connection.disconnect()  # type: ignore[no-untyped-call]
             raise
         finally:
-            self._idle.append(connection)
+            self._idle.append((connection, time.monotonic()))
         return answers
+
+    def _take(self) -> Connection:
+        """A connection that Redis has not closed, unless it did so just now."""
+        try:
+            connection, idle_since = self._idle.pop()
+        except IndexError:
+            return self._pool.get_connection()
+        if time.monotonic() - idle_since > TRUSTED_S and connection.is_connected and not _is_quiet(connection):
+            connection.disconnect()  # type: ignore[no-untyped-call]  # it is opened again when it is used
+        return connection
 
     def transaction(self, commands: Sequence[Words]) -> list[Any]:
         """The results of commands that Redis runs all or none. Raises redis.RedisError, also for a failed command."""
@@ -52,3 +63,11 @@ class HeldConnections:
             if isinstance(result, redis.RedisError):
                 raise result
         return results
+
+
+def _is_quiet(connection: Connection) -> bool:
+    """Whether it is open and nothing waits to be read, not even its end."""
+    try:
+        return not connection.can_read(0)
+    except (redis.RedisError, OSError):
+        return False
