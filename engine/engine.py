@@ -22,7 +22,7 @@ from engine.device.tensors import KVTensors
 from engine.errors import BadRequest, UnknownInstance, Unsupported
 from engine.housekeeping import Housekeeping
 from engine.kv_layout import EngineDrivenRegistration, engine_driven_layout
-from engine.l1.cache import L1Cache
+from engine.l1.cache import SLICE, L1Cache
 from engine.l1.eviction import make_policy
 from engine.l1.holds import ClearResult
 from engine.l1.pool import SlotPool
@@ -31,7 +31,7 @@ from engine.l1.segment import SharedSegment, default_pool_name, remove_stale_poo
 from engine.object_key import MAX_WORLD_SIZE, ObjectKey, check_model_name, pack_kv_rank
 from engine.periodic import PeriodicThreads
 from engine.registrations import Registration, Registrations
-from engine.sessions import Session, Sessions
+from engine.sessions import Sessions
 from engine.stats import Stats
 from engine.token_hasher import TokenHasher
 from engine.transfers import Transfers
@@ -92,6 +92,7 @@ class Engine:
         self.store, self.retrieve = transfers.store, transfers.retrieve
         self.prepare_store, self.commit_store = transfers.prepare_store, transfers.commit_store
         self.prepare_retrieve, self.commit_retrieve = transfers.prepare_retrieve, transfers.commit_retrieve
+        self.message_bytes = transfers.message_bytes
         self.answers_in_messages = transfers.answers_in_messages
 
     # ---- life
@@ -188,8 +189,7 @@ class Engine:
         """Removes a worker: its pins and reservations at once, its requests' leases with the last of its scope."""
         removed, last_of_scope = self.registrations.remove(registration)
         if removed:
-            self.transfers.forget(registration.instance_id)
-            self.l1.release_holder(registration.instance_id)
+            self.transfers.forget(registration)
             if last_of_scope:
                 self.l1.release_scope(registration.scope)
         return removed
@@ -246,18 +246,23 @@ class Engine:
         if first >= stop:
             return
         digests = self.sessions.hashes(request, stop)[first:]
-        keys = [
-            ObjectKey(digest, request.model_name, rank, 0, request.cache_salt)
-            for digest in digests
-            for rank in request.kv_ranks()
-        ]
-        self.l1.release(request.request_id, keys, request.num_kv_readers)
+        self.l1.release(request.request_id, _object_keys(digests, request.kv_ranks(), request), request.num_kv_readers)
+
+    def session_tokens(self, request_id: str) -> int:
+        """How long the request is that `end_session` would end, in tokens."""
+        return self.sessions.tokens_of(request_id)
 
     def end_session(self, request_id: str) -> None:
         """Forgets a request and makes its whole prefix recent. Leases stay: workers may still be loading."""
         session = self.sessions.end(request_id)
-        if session is not None and session.last_request is not None and session.hashes:
-            self.l1.touch(_objects_of(session, session.last_request))
+        if session is None or session.last_request is None:
+            return
+        request, hashes = session.last_request, session.hashes
+        ranks = [pack_kv_rank(request.world_size, worker_id) for worker_id in range(request.world_size)]
+        chunks_at_once = max(1, SLICE // len(ranks))
+        for stop in range(len(hashes), 0, -chunks_at_once):
+            digests = hashes[max(0, stop - chunks_at_once) : stop]
+            self.l1.touch(_object_keys(digests, ranks, request))
 
     def report_block_allocation(self, model_name: str, num_records: int, num_blocks: int) -> None:
         """Telemetry of an inference engine's scheduler; counted."""
@@ -365,11 +370,7 @@ class Engine:
         return values
 
 
-def _objects_of(session: Session, request: CacheRequest) -> list[ObjectKey]:
-    """Every object of a request's prefix, chunk by chunk, all ranks."""
-    ranks = [pack_kv_rank(request.world_size, worker_id) for worker_id in range(request.world_size)]
-    return [
-        ObjectKey(digest, request.model_name, rank, 0, request.cache_salt)
-        for digest in session.hashes
-        for rank in ranks
-    ]
+def _object_keys(digests: Sequence[bytes], ranks: Sequence[int], request: CacheRequest) -> list[ObjectKey]:
+    """The keys of these chunks, chunk by chunk, all ranks."""
+    name, salt = request.model_name, request.cache_salt
+    return [ObjectKey(digest, name, rank, 0, salt) for digest in digests for rank in ranks]

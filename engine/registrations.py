@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import count
 
 from engine.device.tensors import KVTensors
 from engine.errors import BadRequest, UnknownInstance
@@ -18,6 +19,9 @@ from engine.l1.leases import Scope
 
 #: Most workers, and most unknown instances whose first ping is remembered.
 MAX_INSTANCES = 4096
+
+
+_NUMBERS = count(1)
 
 
 class Registration:
@@ -33,6 +37,8 @@ class Registration:
     ) -> None:
         self.instance_id, self.scope, self.layout, self.tensors = instance_id, scope, layout, tensors
         self.client = client
+        #: Names this registration for ever; the instance id may come back as another one.
+        self.number = next(_NUMBERS)
         #: Engine-driven: whether the client maps the pool; learned from what it sends.
         self.uses_shared_memory = True
         self.has_pinged = False

@@ -90,6 +90,11 @@ class Sessions:
         with self._lock:
             return self._forget(request_id)
 
+    def tokens_of(self, request_id: str) -> int:
+        """How many tokens are remembered of a request; 0 for an unknown one."""
+        session = self._sessions.get(request_id)
+        return len(session.tokens) if session is not None else 0
+
     def expire(self) -> int:
         """Drops sessions idle for longer than their time; returns how many."""
         before, dropped = time.monotonic() - self._ttl_s, 0

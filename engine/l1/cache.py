@@ -126,6 +126,21 @@ class L1Cache:
             self._evict(evictable[offset], "room")
         return self._pool.allocate(nbytes)
 
+    def is_live(self, reservation: Reservation) -> bool:
+        """Whether a commit would succeed now."""
+        with self._lock:
+            return (
+                reservation.number in self._reservations
+                and self._clock() < reservation.deadline
+                and all(entry.state is State.WRITING for entry in reservation.granted)
+            )
+
+    def adopt(self, reservation: Reservation) -> bool:
+        """Hands a client's reservation to the engine, for a copy of its own; False when it has ended already."""
+        with self._lock:
+            reservation.holder = ENGINE
+            return reservation.number in self._reservations
+
     def commit(self, reservation: Reservation) -> bool:
         """Makes the written objects readable. False when any of them expired or was cleared; those slots are freed."""
         with self._lock:

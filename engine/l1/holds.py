@@ -7,7 +7,7 @@ from engine.l1.index import Entry
 #: Holder of copies the engine makes itself; they end by themselves, so nobody takes them away.
 ENGINE = "engine"
 
-#: Who holds a pin or a reservation: an instance id, or ENGINE.
+#: Who holds a pin or a reservation: the number of a registration, or ENGINE.
 Holder = int | str
 
 
