@@ -17,12 +17,13 @@ class KVTensors(Protocol):
 
     Ids are checked once per request with `check_block_ids`; the verbs that copy rely on that. Copies of different
     chunks may run in several threads at once. `close` may come while they run: they finish, later ones raise
-    ClientMemoryError.
+    ClientMemoryError. Equal `memory_id` means the same segments, and in them the same tensors at the same places.
     """
 
     layout: ObjectLayout
     blocks_per_chunk: tuple[int, ...]
     num_blocks: tuple[int, ...]
+    memory_id: tuple[object, ...]
 
     def check_block_ids(self, block_ids: BlockIds, num_chunks: int) -> None:
         """Raises NotEnoughBlocks for a list too short for `num_chunks`, BadRequest for any other fault in the lists."""
