@@ -222,7 +222,7 @@ def _canonical_text(groups: Sequence[GroupGeometry], chunk_size: int) -> str:
     """Everything two clients must have in common before one may read what the other stored."""
     lines = [f"blocks 1 chunk={chunk_size}"]
     for group in groups:
-        kept = f"kept={group.kept_blocks}/{group.blocks_per_chunk}"
+        kept = f"kept={group.kept_blocks}/{group.blocks_per_chunk} window={_window(group, chunk_size)}"
         lines.append(
             f"group tokens_per_block={group.tokens_per_block} {kept} recurrent={group.group.recurrent_state:d}"
         )
