@@ -183,19 +183,26 @@ class QueueBackend:
     def quota(self, cache_salt: str) -> QuotaState:
         self.require_engine()
         field = salt_to_field(cache_salt)
-        with self._redis() as client, client.pipeline(transaction=False) as pipeline:
+        with self._redis() as client, client.pipeline(transaction=True) as pipeline:
+            pipeline.get(self._keys.quota_epoch)
             pipeline.hget(self._keys.quota, field)
             pipeline.hget(self._keys.usage, field)
-            limit, usage = pipeline.execute()
-        return _quota_state(limit, usage)
+            epoch, limit, usage = pipeline.execute()
+        _require_quotas(epoch)
+        return QuotaState(_bytes_in(limit), _l1_bytes_in(usage))
 
     def quotas(self) -> dict[str, QuotaState]:
         self.require_engine()
         with self._redis() as client:
-            limits = cast(dict[str, str], client.hgetall(self._keys.quota))
+            with client.pipeline(transaction=True) as pipeline:
+                pipeline.get(self._keys.quota_epoch)
+                pipeline.hgetall(self._keys.quota)
+                epoch, fields = pipeline.execute()
+            limits = {field: limit for field, text in fields.items() if (limit := _bytes_in(text)) is not None}
             usages = client.hmget(self._keys.usage, list(limits)) if limits else []
+        _require_quotas(epoch)
         pairs = zip(limits.items(), cast(list[str | None], usages), strict=True)
-        return {field_to_salt(field): _quota_state(limit, usage) for (field, limit), usage in pairs}
+        return {field_to_salt(field): QuotaState(limit, _l1_bytes_in(usage)) for (field, limit), usage in pairs}
 
     def write_audit(self, entries: list[dict[str, str]]) -> None:
         head = ("XADD", self._keys.audit, "MAXLEN", "~", AUDIT_MAX_ENTRIES, "*")
@@ -221,7 +228,8 @@ class QueueBackend:
             self._fuse.blow(describe(error))
             raise RedisAway(describe(error)) from error
         except RedisAway as error:
-            self._fuse.blow(str(error))
+            # The plain reason: other callers get it too, and it must not speak of this one's command.
+            self._fuse.blow(describe(cast(Exception, error.__cause__ or error)))
             raise
         self._fuse.mend()
 
@@ -242,6 +250,16 @@ class QueueBackend:
         return self._submitter
 
 
-def _quota_state(limit: str | None, usage: str | None) -> QuotaState:
-    l1_bytes = json.loads(usage).get("l1_bytes", 0) if usage else 0
-    return QuotaState(None if limit is None else int(limit), l1_bytes)
+def _require_quotas(epoch: str | None) -> None:
+    """Without an epoch Redis has lost the quota hash, and the engine has not written it again yet."""
+    if epoch is None:
+        raise EngineAway("starting", "the quotas are not in Redis yet")
+
+
+def _bytes_in(limit: str | None) -> int | None:
+    """A field of the quota hash; what a person wrote that is no number does not count, as in the engine."""
+    return int(limit) if limit is not None and limit.isascii() and limit.isdigit() else None
+
+
+def _l1_bytes_in(usage: str | None) -> int:
+    return cast(int, json.loads(usage).get("l1_bytes", 0)) if usage else 0
