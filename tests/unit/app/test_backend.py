@@ -144,7 +144,7 @@ def test_other_callers_do_not_get_the_words_about_this_ones_command(
     assert backend.engine_record() is not None
     redis_server.kill()
 
-    with pytest.raises(RedisAway, match="quota.set may still be done"):
+    with pytest.raises(RedisAway, match=r"quota\.set may still be done"):
         backend.call(SetQuota("alice", 1))
     with pytest.raises(RedisAway) as away:
         backend.quota("alice")
