@@ -185,9 +185,9 @@ class Engine:
             logger.info("worker %d unregistered", instance_id)
             self.on_change()
 
-    def _forget(self, registration: Registration) -> bool:
+    def _forget(self, registration: Registration, *, only_if_silent: bool = False) -> bool:
         """Removes a worker: its pins and reservations at once, its requests' leases with the last of its scope."""
-        removed, last_of_scope = self.registrations.remove(registration)
+        removed, last_of_scope = self.registrations.remove(registration, only_if_silent=only_if_silent)
         if removed:
             self.transfers.forget(registration)
             if last_of_scope:
@@ -197,7 +197,7 @@ class Engine:
     def _reap(self, registration: Registration) -> bool:
         """Removes a worker that has been silent for too long."""
         silence = time.monotonic() - registration.last_seen
-        if not self._forget(registration):
+        if not self._forget(registration, only_if_silent=True):
             return False
         name, instance_id = registration.scope[0], registration.instance_id
         logger.warning("worker %d of model %r removed after %.0f s of silence", instance_id, name, silence)

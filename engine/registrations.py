@@ -117,10 +117,12 @@ class Registrations:
         """The registration of either kind, without a sign of life."""
         return self._known.get(instance_id)
 
-    def remove(self, registration: Registration) -> tuple[bool, bool]:
-        """(whether it was still known, whether it was the last of its scope)."""
+    def remove(self, registration: Registration, *, only_if_silent: bool = False) -> tuple[bool, bool]:
+        """(whether it was still known and is removed now, whether it was the last of its scope)."""
         with self._lock:
             if self._known.get(registration.instance_id) is not registration:
+                return False, False
+            if only_if_silent and not self._is_silent(registration):
                 return False, False
             del self._known[registration.instance_id]
             last = not self._update_layouts(registration.scope)
@@ -148,14 +150,11 @@ class Registrations:
 
     def silent(self) -> list[Registration]:
         """Workers whose silence is longer than allowed."""
-        if not self._reap_timeout_s:
-            return []
-        now = time.monotonic()
-        return [known for known in self.all() if now - known.last_seen > self.patience(known)]
+        return [known for known in self.all() if self._is_silent(known)]
 
-    def patience(self, registration: Registration) -> float:
-        """Seconds of silence allowed to a worker."""
-        return self._reap_timeout_s if registration.has_pinged else self._grace_s
+    def _is_silent(self, registration: Registration) -> bool:
+        allowed_s = self._reap_timeout_s if registration.has_pinged else self._grace_s
+        return self._reap_timeout_s > 0 and time.monotonic() - registration.last_seen > allowed_s
 
     def all(self) -> list[Registration]:
         """Every registration, by instance id."""

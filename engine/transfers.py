@@ -193,6 +193,8 @@ class Transfers:
             if self._registrations.find(instance_id) is not registration:
                 self.forget(registration)
                 raise UnknownInstance(instance_id)
+        else:
+            self._keep_prefix_recent(request, chunks)
         return PreparedSlots(self._slot_views(registration, reservation.granted), indices)
 
     def commit_store(self, request: CacheRequest, instance_id: int, data: bytes | memoryview = b"") -> bool:
@@ -354,9 +356,8 @@ class Transfers:
         return pin
 
     def _keep_prefix_recent(self, request: CacheRequest, chunks: range) -> None:
-        """What was stored follows its prefix, so the prefix must not become older than its continuation."""
-        if chunks.start:
-            self._l1.touch(self._sessions.object_keys(request, range(chunks.start)))
+        """What was stored follows its prefix: the whole becomes recent, its head most."""
+        self._l1.touch(self._sessions.object_keys(request, range(chunks.stop)))
 
     def _view(self, entry: Entry) -> memoryview:
         return self._segment.view(entry.offset, entry.nbytes)

@@ -17,13 +17,12 @@ from engine.l1.invariants import check_invariants
 from engine.l1.leases import LeaseBook, Scope
 from engine.l1.pool import SlotPool
 from engine.l1.report import count_all
+from engine.l1.room import RoomSearch
 from engine.l1.windows import servable_chunks
 from engine.object_key import ObjectKey
 
 #: Most table rows one hold of the lock works through when nobody needs them all at once.
 SLICE = 256
-#: Most entries looked at to make room for one reservation.
-MAX_CANDIDATES = 16384
 
 
 class L1Cache:
@@ -66,17 +65,16 @@ class L1Cache:
         """Slots of `nbytes` for those keys that are neither present nor being written, as far as there is room.
 
         An object of another layout, or that lacks more KV groups than `missing` says, is replaced unless it is held.
-        What is present becomes recent. The caller owns the slots until `commit` or `abort`; only the engine's own
-        have no deadline.
+        The caller owns the slots until `commit` or `abort`; only the engine's own have no deadline.
         """
-        deadline = float("inf") if holder == ENGINE else self._clock() + self._write_ttl_s
-        reservation = Reservation(holder, deadline, [])
+        reservation = Reservation(holder, float("inf") if holder == ENGINE else self._clock() + self._write_ttl_s, [])
         with self._lock:
+            room = RoomSearch(self._index, self._pool, keys)
             for key, lacks in zip(keys, missing or [0] * len(keys), strict=True):
                 entry = None
                 if self._is_wanted(key, fingerprint, lacks):
                     # After one refusal the search for room is not repeated for the rest of the batch.
-                    entry = None if reservation.refused else self._reserve_one(key, nbytes, fingerprint, lacks)
+                    entry = None if reservation.refused else self._reserve_one(key, nbytes, fingerprint, lacks, room)
                     reservation.refused += entry is None
                 reservation.entries.append(entry)
             if any(entry is not None for entry in reservation.entries):
@@ -91,49 +89,32 @@ class L1Cache:
         if present.state is State.WRITING:
             return False
         if present.fingerprint == fingerprint and (lacks == present.missing or lacks & ~present.missing):
-            self._index.policy.refresh(key)
             return False
         return not present.held
 
-    def _reserve_one(self, key: ObjectKey, nbytes: int, fingerprint: bytes, lacks: int) -> Entry | None:
+    def _reserve_one(
+        self, key: ObjectKey, nbytes: int, fingerprint: bytes, lacks: int, room: RoomSearch
+    ) -> Entry | None:
         present = self._index.entries.get(key)
         if present is not None:
+            room.forget(present)
             self._evict(present, "replaced")
         offset = self._pool.allocate(nbytes)
         if offset is None:
-            offset = self._make_room(nbytes)
+            for victim in room.victims(nbytes):
+                self._evict(victim, "room")
+            offset = self._pool.allocate(nbytes)
         if offset is None:
             return None
         entry = Entry(key, offset, nbytes, fingerprint, lacks)
         self._index.add_writing(entry)
         return entry
 
-    def _make_room(self, nbytes: int) -> int | None:
-        """Evicts the oldest contiguous run of evictable objects that leaves room for `nbytes`, and allocates."""
-        evictable: dict[int, Entry] = {}
-
-        def oldest_first() -> Iterator[int]:
-            for key in islice(self._index.policy.oldest(), MAX_CANDIDATES):
-                entry = self._index.entries[key]
-                if not entry.held:
-                    evictable[entry.offset] = entry
-                    yield entry.offset
-
-        run = self._pool.find_run(nbytes, oldest_first())
-        if run is None:
-            return None
-        for offset in run:
-            self._evict(evictable[offset], "room")
-        return self._pool.allocate(nbytes)
-
     def is_live(self, reservation: Reservation) -> bool:
         """Whether a commit would succeed now."""
         with self._lock:
-            return (
-                reservation.number in self._reservations
-                and self._clock() < reservation.deadline
-                and all(entry.state is State.WRITING for entry in reservation.granted)
-            )
+            in_time = reservation.number in self._reservations and self._clock() < reservation.deadline
+            return in_time and all(entry.state is State.WRITING for entry in reservation.granted)
 
     def adopt(self, reservation: Reservation) -> bool:
         """Hands a client's reservation to the engine, for a copy of its own; False when it has ended already."""
@@ -204,10 +185,11 @@ class L1Cache:
             self._let_go(self._leases.replace(owner, scope, chain.from_iterable(found[:hit]), readers, deadline))
             return hit
 
-    def release(self, owner: str, keys: Iterable[ObjectKey], readers: int) -> None:
+    def release(self, owner: str, keys: Sequence[ObjectKey], readers: int) -> None:
         """Gives back up to `readers` of the owner's leases on each key. What it does not hold is left alone."""
-        with self._lock:
-            self._let_go(self._leases.release(owner, keys, readers))
+        for start in range(0, len(keys), SLICE):
+            with self._lock:
+                self._let_go(self._leases.release(owner, keys[start : start + SLICE], readers))
 
     def pin(self, keys: Sequence[ObjectKey], fingerprint: bytes, holder: Holder, owner: str) -> Pin | None:
         """Pins all of `keys` for a copy, or none: None when one is not READY with this layout.
@@ -267,10 +249,8 @@ class L1Cache:
         with self._lock:
             over = policy.over_limit()
         evicted = blocked = 0
-        for salt, excess in over:
-            with self._lock:
-                allowed = self._index.bytes_by_salt.get(salt, 0) - excess
-            oldest, is_over = partial(policy.oldest_of, salt), partial(self._has_more_than, salt, allowed)
+        for salt, limit in over:
+            oldest, is_over = partial(policy.oldest_of, salt), partial(self._has_more_than, salt, limit)
             done, held = self._evict_while(oldest, is_over, "quota")
             evicted, blocked = evicted + done, blocked + held
         return evicted, blocked
@@ -375,7 +355,10 @@ class L1Cache:
     def release_scope(self, scope: Scope) -> None:
         """Ends all leases taken for a (model, world size) that has no worker any more."""
         with self._lock:
-            self._let_go(self._leases.drop_scope(scope))
+            owners = self._leases.owners_of(scope)
+        for owner in owners:  # each in a hold of its own: there may be very many
+            with self._lock:
+                self._let_go(self._leases.drop(owner, scope))
 
     # ---- looking
 
@@ -386,7 +369,7 @@ class L1Cache:
     def bytes_by_salt(self) -> dict[str, int]:
         """Readable bytes of each salt."""
         with self._lock:
-            return dict(self._index.bytes_by_salt)
+            return self._index.bytes_by_salt.copy()
 
     def take_changed_salts(self) -> dict[str, int]:
         """Readable bytes of the salts that changed since the last call; 0 for one that has nothing left."""
