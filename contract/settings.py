@@ -19,11 +19,12 @@ import yaml
 from contract import setting_rules as rules
 from contract.errors import ContractError
 from contract.redis_client import mask_password
+from contract.version import COMMIT_VARIABLE
 
 ENVIRONMENT_PREFIX = "LARDER_"
 CONFIG_ENVIRONMENT = "LARDER_CONFIG"
 #: Names with our prefix that are no settings.
-OTHER_ENVIRONMENT = (CONFIG_ENVIRONMENT, "LARDER_REQUIRE")
+OTHER_ENVIRONMENT = (CONFIG_ENVIRONMENT, "LARDER_REQUIRE", COMMIT_VARIABLE)
 MIB = 1024**2
 
 

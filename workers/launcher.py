@@ -27,6 +27,7 @@ from contract.engine_record import RECORD_FILE, read_file_record
 from contract.errors import RedisAway
 from contract.redis_client import check_server, mask_password, open_redis
 from contract.settings import ENVIRONMENT_PREFIX, SettingError, Settings, load_settings
+from contract.version import COMMIT_VARIABLE
 from workers import embedded_redis
 from workers.child import Child, ChildPlan
 from workers.errors import EXIT_CANNOT_START, CannotStart
@@ -133,7 +134,7 @@ class Launcher:
         return {
             name: value
             for name, value in self._environ.items()
-            if name != "REDIS_URL" and not name.startswith(ENVIRONMENT_PREFIX)
+            if name == COMMIT_VARIABLE or (name != "REDIS_URL" and not name.startswith(ENVIRONMENT_PREFIX))
         }
 
     def _child_environ(self, *, with_tokens: bool) -> dict[str, str]:

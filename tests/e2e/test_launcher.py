@@ -51,7 +51,7 @@ def failed_start(larder: Larder) -> str:
 @pytest.fixture(scope="module")
 def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Larder]:
     """One instance for the tests that leave its processes alone."""
-    with Larder(tmp_path_factory.mktemp("steady")) as whole:
+    with Larder(tmp_path_factory.mktemp("steady"), commit_id="0123456789abcdef") as whole:
         yield whole
 
 
@@ -64,6 +64,10 @@ def test_it_says_what_listens_where(steady: Larder) -> None:
     assert f"Redis      redis://127.0.0.1:{steady.settings['redis_port']}/0, started here" in log
     assert f"data       {steady.settings['data_dir']}" in log
     assert steady.http("GET", "/status").json()["is_healthy"] is True
+
+
+def test_the_commit_that_it_is_told_is_the_one_it_answers(steady: Larder) -> None:
+    assert steady.http("GET", "/commit_id").json() == "012345678"
 
 
 def test_a_clean_stop_leaves_the_data_directory_alone_and_a_start_finds_it(larder: Larder) -> None:
