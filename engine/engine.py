@@ -122,11 +122,16 @@ class Engine:
         return self.config.chunk_size
 
     def register_engine_driven(self, registration: EngineDrivenRegistration) -> PoolInfo:
-        """Registers a client that copies by itself. Known already: refreshed, same answer. Raises BadRequest."""
+        """Registers a client that copies by itself. Known already: refreshed, same answer. Raises BadRequest.
+
+        A known id with another model or layout is a worker that was started again: the former one goes.
+        """
         self._check_scope("engine_driven", registration.model_name, registration.world_size)
         layout = engine_driven_layout(registration, self.chunk_size)
         scope = (registration.model_name, registration.world_size)
-        self._add(Registration(registration.instance_id, scope, layout, None, registration))
+        worker = Registration(registration.instance_id, scope, layout, None, registration)
+        self._replace_former(worker)
+        self._add(worker)
         if not self._offers_shared_memory:
             return PoolInfo("", 0)
         return PoolInfo(self.segment.name, self.segment.size)
@@ -134,11 +139,13 @@ class Engine:
     def register_kv_cache(self, instance_id: int, tensors: KVTensors, model_name: str, world_size: int) -> None:
         """Registers KV memory that the server copies from and to; the engine closes `tensors`. Raises BadRequest.
 
-        Known already: refreshed, and the new tensors are closed.
+        Known already with the same memory: refreshed, and the new tensors are closed. A known id with other memory is
+        a worker that was started again under its old id: the former one goes.
         """
         registration = Registration(instance_id, (model_name, world_size), tensors.layout, tensors)
         try:
             self._check_scope("lmcache_driven", model_name, world_size)
+            self._replace_former(registration)
             added = self._add(registration)
         except BadRequest:
             registration.remove()
@@ -153,6 +160,13 @@ class Engine:
         check_model_name(model_name)
         if not 1 <= world_size <= MAX_WORLD_SIZE:
             raise BadRequest(f"world_size {world_size} is not in 1..{MAX_WORLD_SIZE}")
+
+    def _replace_former(self, registration: Registration) -> None:
+        """Forgets a worker of the same id and kind whose model, layout or memory is another one."""
+        former = self.registrations.find(registration.instance_id)
+        if former is not None and former.is_same_kind(registration) and not former.agrees_with(registration):
+            logger.warning("worker %d registers anew with other memory or layout", registration.instance_id)
+            self._forget(former)
 
     def _add(self, registration: Registration) -> bool:
         added = self.registrations.add(registration)

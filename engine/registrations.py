@@ -47,6 +47,16 @@ class Registration:
         self._removed = False
         self._lock = threading.Lock()
 
+    def is_same_kind(self, other: "Registration") -> bool:
+        """Whether both are of the same transfer mode."""
+        return (self.tensors is None) == (other.tensors is None)
+
+    def agrees_with(self, other: "Registration") -> bool:
+        """Whether model, world size, layout and memory are the same."""
+        mine = self.tensors.memory_id if self.tensors is not None else None
+        theirs = other.tensors.memory_id if other.tensors is not None else None
+        return (self.scope, self.layout, mine) == (other.scope, other.layout, theirs)
+
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """Keeps the tensors open during a copy. Raises UnknownInstance when the worker was removed meanwhile."""
@@ -94,7 +104,7 @@ class Registrations:
         with self._lock:
             known = self._known.get(registration.instance_id)
             if known is not None:
-                if (known.tensors is None) != (registration.tensors is None):
+                if not known.is_same_kind(registration):
                     raise BadRequest(f"instance_id {known.instance_id} is registered in the other transfer mode")
                 known.last_seen = time.monotonic()
                 return False
