@@ -17,7 +17,6 @@ The hints BLNHC and BLHNC mean NHD and HND with interleaved layers, which only t
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from math import prod
 
 from engine.errors import BadRequest, Unsupported
@@ -34,7 +33,9 @@ from engine.kv_layout import (
     fingerprint,
 )
 
+#: Of one layer, and of all layers together.
 MAX_PIECES_PER_BLOCK = 4096
+MAX_PIECES_PER_BLOCK_ROW = 1 << 16
 MAX_PIECES_PER_CHUNK = 1 << 20
 
 _LAYOUT_OF_HINT = {"NHD": "NHD", "BLNHC": "NHD", "HND": "HND", "BLHNC": "HND"}
@@ -119,11 +120,7 @@ def _layers_and_groups(
     orders = ("HND", "NHD") if hint is None else (_LAYOUT_OF_HINT[str(hint)],)
     refusal: BadRequest | None = None
     for order in orders:
-        layers = tuple(
-            layer_geometry(index, descriptor, order)
-            for index, descriptor in enumerate(descriptors)
-            if not descriptor.is_empty
-        )
+        layers = _layers(descriptors, order)
         by_index = {layer.index: layer for layer in layers}
         try:
             return layers, tuple(_group_geometry(group, by_index, chunk_size) for group in groups)
@@ -131,6 +128,22 @@ def _layers_and_groups(
             refusal = refusal or error
     assert refusal is not None
     raise refusal
+
+
+def _layers(descriptors: Sequence[TensorDescriptor], order: str) -> tuple[LayerGeometry, ...]:
+    """Raises Unsupported as soon as there are too many pieces: nobody's registration may take long to work out."""
+    layers: list[LayerGeometry] = []
+    pieces = 0
+    for index, descriptor in enumerate(descriptors):
+        if descriptor.is_empty:
+            continue
+        layer = layer_geometry(index, descriptor, order)
+        layers.append(layer)
+        pieces += len(layer.plane_offsets) * len(layer.piece_offsets)
+        if pieces > MAX_PIECES_PER_BLOCK_ROW:
+            limit = f"at most {MAX_PIECES_PER_BLOCK_ROW} are supported"
+            raise Unsupported(f"one block of the first {index + 1} layers lies in {pieces} pieces; {limit}")
+    return tuple(layers)
 
 
 def _windows(groups: Sequence[GroupGeometry], chunk_size: int) -> tuple[int, ...]:
@@ -184,10 +197,10 @@ def layer_geometry(index: int, descriptor: TensorDescriptor, order: str) -> Laye
     outer = inner[:dense]
     if prod(shape[axis] for axis in outer) > MAX_PIECES_PER_BLOCK:
         raise Unsupported(f"layer {index}: a block lies in more than {MAX_PIECES_PER_BLOCK} pieces")
-    pieces = tuple(
-        sum(step * stride[axis] for step, axis in zip(steps, outer, strict=True))
-        for steps in product(*(range(shape[axis]) for axis in outer))
-    )
+    pieces = [0]
+    for axis in outer:
+        steps = range(0, shape[axis] * stride[axis], stride[axis]) if stride[axis] else [0] * shape[axis]
+        pieces = [piece + step for piece in pieces for step in steps]
     return LayerGeometry(
         index=index,
         descriptor=descriptor,
@@ -198,7 +211,7 @@ def layer_geometry(index: int, descriptor: TensorDescriptor, order: str) -> Laye
         plane_offsets=tuple(start + plane * stride[0] for plane in range(planes)),
         block_stride=stride[block_axis],
         block_bytes=piece_bytes * len(pieces),
-        piece_offsets=pieces,
+        piece_offsets=tuple(pieces),
         piece_bytes=piece_bytes,
         memory_order=tuple(inner),
     )

@@ -1,6 +1,7 @@
 """What a registration may say: layouts, groups, fingerprints, and everything hostile."""
 
 from dataclasses import replace
+from time import process_time
 from typing import Any
 
 import pytest
@@ -236,6 +237,28 @@ def test_registrations_that_do_not_fit_together_are_refused(
 ) -> None:
     with pytest.raises(BadRequest, match=text):
         kv_geometry(layers, groups, hints, 256)
+
+
+def test_too_many_pieces_are_refused_before_their_offsets_are_made() -> None:
+    scattered = good(shape=[10, 64, 64], stride=[100_000, 1_000, 2], nbytes=1 << 30)
+    kv_geometry([scattered], [], NHD, 64)
+    started = process_time()
+
+    with pytest.raises(BadRequest, match="pieces"):
+        kv_geometry([scattered] * 1024, [KVGroup(0, (0,), 64)], NHD, 64)
+
+    assert process_time() - started < 0.5
+
+
+def test_as_many_pieces_as_are_possible_are_made_quickly() -> None:
+    scattered = good(shape=[10, 64, 64], stride=[100_000, 1_000, 2], nbytes=1 << 30)
+    started = process_time()
+
+    geometry = kv_geometry([scattered] * 16, [], NHD, 64)
+
+    assert process_time() - started < 0.5
+    pieces = geometry.layers[15].piece_offsets
+    assert pieces == tuple(2 * (row * 1_000 + column * 2) for row in range(64) for column in range(64))
 
 
 ENGINE_DRIVEN = EngineDrivenRegistration(1, "m", 1, 16, 2, 64, "bfloat16", False)
