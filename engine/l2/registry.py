@@ -14,18 +14,24 @@ from engine.l2.base import L2Adapter
 ADAPTERS = {
     "memory": "engine.l2.memory_adapter:MemoryAdapter",
     "fs": "engine.l2.fs_adapter:FsAdapter",
+    "fault": "engine.l2.fault_adapter:FaultAdapter",
 }
 
 
 def open_adapter(type_name: str, fields: Mapping[str, Any]) -> L2Adapter:
-    """A connected adapter. Raises StartError naming the type, the field and what is allowed."""
+    """A connected adapter. Raises StartError naming the type, the field and what is allowed.
+
+    One whose configuration has a field `inner` wraps another: that one is opened first, and handed to it.
+    """
     if type_name not in ADAPTERS:
         raise StartError(f"l2_adapter: unknown type {type_name!r}; there are {', '.join(sorted(ADAPTERS))}")
     module_name, _, class_name = ADAPTERS[type_name].partition(":")
     adapter_class = getattr(importlib.import_module(module_name), class_name)
     config = read_config(type_name, adapter_class.config_class, fields)
+    inner = getattr(config, "inner", None)
+    wrapped = () if inner is None else (open_adapter(inner["type"], {k: v for k, v in inner.items() if k != "type"}),)
     try:
-        return typing.cast(L2Adapter, adapter_class(config))
+        return typing.cast(L2Adapter, adapter_class(config, *wrapped))
     except OSError as error:
         raise StartError(f"l2_adapter {type_name!r} cannot be opened: {error}") from error
 
