@@ -14,6 +14,8 @@ from engine.l2.base import L2Adapter
 ADAPTERS = {
     "memory": "engine.l2.memory_adapter:MemoryAdapter",
     "fs": "engine.l2.fs_adapter:FsAdapter",
+    "dax": "engine.l2.dax_adapter:DaxAdapter",
+    "s3": "engine.l2.s3_adapter:S3Adapter",
     "fault": "engine.l2.fault_adapter:FaultAdapter",
 }
 
