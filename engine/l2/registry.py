@@ -15,6 +15,7 @@ ADAPTERS = {
     "memory": "engine.l2.memory_adapter:MemoryAdapter",
     "fs": "engine.l2.fs_adapter:FsAdapter",
     "dax": "engine.l2.dax_adapter:DaxAdapter",
+    "redis": "engine.l2.redis_adapter:RedisAdapter",
     "s3": "engine.l2.s3_adapter:S3Adapter",
     "fault": "engine.l2.fault_adapter:FaultAdapter",
 }
