@@ -10,7 +10,7 @@ what went wrong                                                 raised as
 --------------------------------------------------------------  ---------------------------------
 no connection, a timeout, loading, cluster down, slots missing  ConnectionFault
 OOM: maxmemory is reached                                       StorageFull
-everything else: wrong password, no permission, read-only, ...  OSError with the server's own words
+everything else: wrong password or certificate, no right         OSError with the server's own words
 """
 
 import logging
@@ -242,7 +242,7 @@ class RedisAdapter(L2Adapter):
 
 def _is_away(error: BaseException) -> bool:
     """Whether nobody answered, or only that the data cannot be reached."""
-    if isinstance(error, redis.AuthenticationError | AuthorizationError):
+    if isinstance(error, redis.AuthenticationError | AuthorizationError) or "CERTIFICATE_VERIFY" in str(error):
         return False
     if isinstance(error, RedisClusterException) and not isinstance(error, SlotNotCoveredError):
         # No map of the cluster: a part of it is away, or the cause says why.

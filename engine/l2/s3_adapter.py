@@ -6,11 +6,11 @@ One PUT per object, which S3 makes visible whole or not at all. A GET is streame
 of use is the order of writing. A bucket that is not there, or refuses us, stops the start; a storage that cannot be
 reached then is a warning, since it may come back and the cache is of use without it.
 
-what went wrong                                              raised as
------------------------------------------------------------  ---------------------------
-no connection, a timeout, 429, 5xx                           ConnectionFault
-507, or an error code that speaks of a quota                  StorageFull
-everything else: 403, no such bucket, ...                     OSError with S3's own words
+what went wrong                                                raised as
+-------------------------------------------------------------  ---------------------------
+no connection, a timeout, 429, 5xx                             ConnectionFault
+507, or an error code that speaks of a quota                   StorageFull
+everything else: 403, no such bucket, an unknown certificate   OSError with S3's own words
 """
 
 import logging
@@ -48,7 +48,7 @@ MAX_WORDS = 300
 _STATUS = re.compile(r"non-2xx status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 _MESSAGE = re.compile(r"<Message>([^<]+)</Message>")
-_CAUSE = re.compile(r"kind: (\w+)")
+_CAUSE = re.compile(r"(?:kind: |InvalidCertificate\(\s*)(?!Request|Other|Custom)(\w+)")
 _FULL_CODES = frozenset({"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"})
 
 
@@ -305,17 +305,19 @@ def _is_from_the_wire(text: str) -> bool:
 
     A body that breaks off is asked for again from there; what does not know ranges answers without Content-Range.
     """
-    return "Content-Range" in text or ("HTTP error" in text and "BadScheme" not in text)
+    is_setting = "BadScheme" in text or "InvalidCertificate" in text
+    return "Content-Range" in text or ("HTTP error" in text and not is_setting)
 
 
 def _words(error: Exception) -> str:
-    """On one line what S3 answered, else what the library says: without its dump, but with the kind of failure."""
+    """On one line what S3 answered, else what the library says: without its dump, but with the causes in it."""
     text = str(error)
-    status, code, message, cause = (found.search(text) for found in (_STATUS, _CODE, _MESSAGE, _CAUSE))
+    status, code, message = (found.search(text) for found in (_STATUS, _CODE, _MESSAGE))
     if status:
         return " ".join(part[1] for part in (status, code, message) if part)[:MAX_WORDS]
-    head = " ".join(text.partition("Debug source:")[0].split())
-    return head[:MAX_WORDS] + (f" ({cause[1].lower()})" if cause else "")
+    head, _, dump = text.partition("Debug source:")
+    causes = dict.fromkeys(_CAUSE.findall(dump.partition("HttpError")[2]))
+    return " ".join(head.split())[:MAX_WORDS] + (f" ({', '.join(causes)})" if causes else "")
 
 
 def _without_password(url: str) -> str:

@@ -70,12 +70,17 @@ class Moto(S3Server):
 class Rclone(S3Server):
     name = "rclone"
 
+    def __init__(self, directory: Path, *options: str) -> None:
+        super().__init__(directory)
+        self.options = options
+
     def command(self) -> Sequence[str]:
         root = self.directory / "objects"
         root.mkdir(exist_ok=True)
         address, auth = f"127.0.0.1:{self.port}", f"{KEY_ID},{SECRET}"
         program = str(Path(sys.executable).parent / "rclone")
-        return [program, "serve", "s3", "--addr", address, "--auth-key", auth, "--config", "/dev/null", str(root)]
+        options = ["--addr", address, "--auth-key", auth, "--config", "/dev/null", *self.options]
+        return [program, "serve", "s3", *options, str(root)]
 
 
 NOTHING_LISTED = b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>"

@@ -14,6 +14,7 @@ from engine.l2.redis_adapter import RedisAdapter, RedisConfig
 from engine.l2.registry import open_adapter
 from tests.conformance.l2_conformance import KEY, L2Conformance, Raw, load, payload, store
 from tests.conformance.redis_servers import RawValues, ask, cluster_in, is_whole, server_in
+from tests.conformance.tls import make_certificate, tls_in_front_of
 from tests.stack import RedisServer, free_port
 from tests.waiting import wait_for
 
@@ -227,6 +228,21 @@ def test_a_user_without_the_right_is_told_so(server: RedisServer) -> None:
             assert not isinstance(raised.value, ConnectionFault)
     finally:
         ask(server, "ACL", "DELUSER", "writer")
+
+
+@pytest.mark.parametrize("by_url", [False, True])
+def test_tls_with_an_authority_of_ones_own(tmp_path: Path, server: RedisServer, by_url: bool) -> None:
+    tls = make_certificate(tmp_path / "tls")
+    with tls_in_front_of(server.port, tls) as port:
+        place = {"url": f"rediss://127.0.0.1:{port}"} if by_url else {"host": "127.0.0.1", "port": port, "tls": True}
+        with closing(RedisAdapter(RedisConfig(**place, tls_ca_file=str(tls.authority)))) as adapter:
+            store(adapter, KEY, payload(1))
+            assert load(adapter, KEY, 5000)[2] == payload(1)
+            assert adapter.delete(KEY)
+            assert adapter.describe()["tls"] is True
+
+        with pytest.raises(OSError, match="certificate"):
+            RedisAdapter(RedisConfig(**place))
 
 
 def test_a_full_server_refuses_and_keeps_what_it_has(server: RedisServer, raw_server: RawValues) -> None:
