@@ -10,7 +10,7 @@ what went wrong                                                 raised as
 --------------------------------------------------------------  ---------------------------------
 no connection, a timeout, loading, cluster down, slots missing  ConnectionFault
 OOM: maxmemory is reached                                       StorageFull
-everything else: wrong password or certificate, no right         OSError with the server's own words
+everything else: wrong password or certificate, no right        OSError with the server's own words
 """
 
 import logging
