@@ -22,8 +22,10 @@ except SettingError as error:
 _on_unix_socket = _settings.http_host.startswith("unix:")
 _host = f"[{_settings.http_host}]" if ":" in _settings.http_host else _settings.http_host
 _metrics_dir = _settings.run_dir / "http_metrics"
-# A client that stays silent inside a request gives its thread back after this.
-_STALLED_CLIENT_S = 20
+# A client that stays silent inside a request gives its thread back after the first; one that does not read its answer,
+# after the second. Probes wait meanwhile if there are more such clients than threads.
+_SILENT_CLIENT_S = 3
+_DEAF_CLIENT_S = 20
 
 bind = _settings.http_host if _on_unix_socket else f"{_host}:{_settings.http_port}"
 # Files, and a Unix socket, are for this user only.
@@ -57,12 +59,13 @@ os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(_metrics_dir)
 def when_ready(server) -> None:
     """The address is ours now and no worker runs yet: the last run's counts go, and an open door is announced."""
     _empty(_metrics_dir)
-    patience = struct.pack("ll", _STALLED_CLIENT_S, 0)
+    # Accepted connections inherit them.
+    patience = {socket.SO_RCVTIMEO: _SILENT_CLIENT_S, socket.SO_SNDTIMEO: _DEAF_CLIENT_S}
     for listener in server.LISTENERS:
         if listener.sock.family == socket.AF_UNIX:
             os.chmod(listener.cfg_addr, 0o600)
-        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):  # accepted connections inherit them
-            listener.sock.setsockopt(socket.SOL_SOCKET, option, patience)
+        for option, seconds in patience.items():
+            listener.sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", seconds, 0))
     if not _on_unix_socket and not is_loopback_host(_settings.http_host) and not _settings.admin_token:
         server.log.warning(
             "HTTP listens on %s and LARDER_ADMIN_TOKEN is not set: admin routes answer this machine only, "

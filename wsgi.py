@@ -8,12 +8,15 @@ from app.backend import QueueBackend
 from app.config import AppConfig
 from contract.keys import Keys
 from contract.settings import load_settings
+from contract.version import commit_id
 
 # Threads of a worker that commands may not occupy: probes and reads find one while the engine is slow.
 THREADS_FOR_READS = 4
 
 settings = load_settings(None, os.environ)
 logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+
+commit_id()  # read now: a checkout that changes later does not change what runs
 
 app = create_app(
     AppConfig.from_settings(settings),

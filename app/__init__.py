@@ -5,6 +5,7 @@ categories, and the error bodies. Importing it brings neither torch nor the engi
 """
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from flask import Flask, Response, g, request
@@ -22,7 +23,7 @@ REGISTRY = "larder_registry"
 
 def create_app(config: AppConfig, backend: Backend, categories: tuple[str, ...]) -> Flask:
     """The WSGI application with the routes of `categories` (folders of app/api), answering from `backend`."""
-    app = Flask("larder", static_folder=None)
+    app = PlainFlask("larder", static_folder=None)
     app.json = CompactJson(app)
     app.config["MAX_CONTENT_LENGTH"] = config.max_body_bytes
     # `//status` is no route: a redirect would answer before access is decided.
@@ -50,6 +51,13 @@ def _guard(app: Flask, gate: Gate, policies: dict[str, Policy]) -> None:
         route_policy = policies.get(request.endpoint or "")
         if route_policy is not None:
             g.larder_caller = gate.admit(route_policy.level, request.environ)
+
+
+class PlainFlask(Flask):
+    """Flask without coroutine views: it need not look at each function of each request whether it is one."""
+
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        return func
 
 
 class CompactJson(JSONProvider):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from flask import Flask, Response, g, request
 from prometheus_client import CollectorRegistry, Counter
 
+from app.config import mask_query
 from app.errors import current_policy
 from app.policy import Level
 from contract.errors import RedisAway
@@ -91,7 +92,7 @@ def install(app: Flask, write: Callable[[list[Entry]], None], registry: Collecto
             trail.note(
                 {
                     "action": f"{request.method} {request.path}"[:MAX_TEXT],
-                    "query": request.environ.get("QUERY_STRING", "")[:MAX_TEXT],
+                    "query": mask_query(request.environ.get("QUERY_STRING", ""))[:MAX_TEXT],
                     "caller": caller,
                     "address": request.environ.get("REMOTE_ADDR", ""),
                     "status": str(response.status_code),

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -25,6 +26,7 @@ from contract.command_queue import WAIT_SLICE_S, CommandSubmitter
 from contract.commands import Command
 from contract.engine_record import EngineRecord, read_record
 from contract.errors import EngineAway, QueueFull, RedisAway
+from contract.held_connections import HeldConnections, Words
 from contract.keys import AUDIT_MAX_ENTRIES, Keys, field_to_salt, salt_to_field
 from contract.redis_client import describe, open_blocking_redis, open_redis
 
@@ -104,6 +106,7 @@ class QueueBackend:
         self._client: redis.Redis | None = None
         self._waiting_client: redis.Redis | None = None
         self._submitter: CommandSubmitter | None = None
+        self._audit_connections: HeldConnections | None = None  # used by the audit's thread alone
         self._fuse = Fuse(CALL_TIMEOUT_S)
         self._last_change = LastChange()
         self._bodies = {name: SharedRead(partial(self._read_body, name), self._last_change) for name in snapshots.NAMES}
@@ -180,25 +183,34 @@ class QueueBackend:
     def quota(self, cache_salt: str) -> QuotaState:
         self.require_engine()
         field = salt_to_field(cache_salt)
-        with self._redis() as client, client.pipeline(transaction=False) as pipeline:
+        with self._redis() as client, client.pipeline(transaction=True) as pipeline:
+            pipeline.get(self._keys.quota_epoch)
             pipeline.hget(self._keys.quota, field)
             pipeline.hget(self._keys.usage, field)
-            limit, usage = pipeline.execute()
-        return _quota_state(limit, usage)
+            epoch, limit, usage = pipeline.execute()
+        _require_quotas(epoch)
+        return QuotaState(_bytes_in(limit), _l1_bytes_in(usage))
 
     def quotas(self) -> dict[str, QuotaState]:
         self.require_engine()
         with self._redis() as client:
-            limits = cast(dict[str, str], client.hgetall(self._keys.quota))
+            with client.pipeline(transaction=True) as pipeline:
+                pipeline.get(self._keys.quota_epoch)
+                pipeline.hgetall(self._keys.quota)
+                epoch, fields = pipeline.execute()
+            limits = {field: limit for field, text in fields.items() if (limit := _bytes_in(text)) is not None}
             usages = client.hmget(self._keys.usage, list(limits)) if limits else []
+        _require_quotas(epoch)
         pairs = zip(limits.items(), cast(list[str | None], usages), strict=True)
-        return {field_to_salt(field): _quota_state(limit, usage) for (field, limit), usage in pairs}
+        return {field_to_salt(field): QuotaState(limit, _l1_bytes_in(usage)) for (field, limit), usage in pairs}
 
     def write_audit(self, entries: list[dict[str, str]]) -> None:
-        with self._redis() as client, client.pipeline(transaction=False) as pipeline:
-            for entry in entries:
-                pipeline.xadd(self._keys.audit, cast(Any, entry), maxlen=AUDIT_MAX_ENTRIES, approximate=True)
-            pipeline.execute()
+        head = ("XADD", self._keys.audit, "MAXLEN", "~", AUDIT_MAX_ENTRIES, "*")
+        commands: list[Words] = [(*head, *chain.from_iterable(entry.items())) for entry in entries]
+        with self._redis() as client:
+            if self._audit_connections is None:
+                self._audit_connections = HeldConnections(client)
+            self._audit_connections.exchange(commands, len(commands))
 
     def close(self) -> None:
         """Closes the connections; whoever still waits on one gets RedisAway."""
@@ -216,7 +228,8 @@ class QueueBackend:
             self._fuse.blow(describe(error))
             raise RedisAway(describe(error)) from error
         except RedisAway as error:
-            self._fuse.blow(str(error))
+            # The plain reason: other callers get it too, and it must not speak of this one's command.
+            self._fuse.blow(describe(cast(Exception, error.__cause__ or error)))
             raise
         self._fuse.mend()
 
@@ -237,6 +250,16 @@ class QueueBackend:
         return self._submitter
 
 
-def _quota_state(limit: str | None, usage: str | None) -> QuotaState:
-    l1_bytes = json.loads(usage).get("l1_bytes", 0) if usage else 0
-    return QuotaState(None if limit is None else int(limit), l1_bytes)
+def _require_quotas(epoch: str | None) -> None:
+    """Without an epoch Redis has lost the quota hash, and the engine has not written it again yet."""
+    if epoch is None:
+        raise EngineAway("starting", "the quotas are not in Redis yet")
+
+
+def _bytes_in(limit: str | None) -> int | None:
+    """A field of the quota hash; what a person wrote that is no number does not count, as in the engine."""
+    return int(limit) if limit is not None and limit.isascii() and limit.isdigit() else None
+
+
+def _l1_bytes_in(usage: str | None) -> int:
+    return cast(int, json.loads(usage).get("l1_bytes", 0)) if usage else 0

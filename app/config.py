@@ -4,6 +4,7 @@ import itertools
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_plus
 
 from contract.redis_client import mask_password
 
@@ -21,7 +22,7 @@ _SECRET_PAIRS = frozenset(
     (first, "key") for first in ("api", "access", "account", "private", "secret", "signing", "encryption", "sas")
 )
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
-_SECRET_QUERY = re.compile(r"([?&][^=&\s]*(?:token|secret|password|passwd|pwd|key|sig|signature)=)[^&\s#]+", re.I)
+_SECRET_PARAMETER = re.compile(r"(?:token|secret|password|passwd|pwd|key|sig|signature)$", re.I)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ def mask_secrets(value: Any) -> Any:
         return {name: _mask_member(name, member) for name, member in value.items()}
     if isinstance(value, list):
         return [mask_secrets(member) for member in value]
-    return _mask_in_text(value) if isinstance(value, str) else value
+    return mask_password(value) if isinstance(value, str) else value
 
 
 def _mask_member(name: str, member: Any) -> Any:
@@ -65,7 +66,15 @@ def is_secret_name(name: str) -> bool:
     return any(pair in _SECRET_PAIRS for pair in itertools.pairwise(words))
 
 
-def _mask_in_text(text: str) -> str:
-    if "://" not in text:
-        return text
-    return _SECRET_QUERY.sub(r"\1" + MASK, mask_password(text))
+def mask_query(query: str) -> str:
+    """A raw query string with secrets replaced by `***`: by the parameter's name, and inside URLs."""
+    return "&".join(_mask_parameter(parameter) for parameter in query.split("&"))
+
+
+def _mask_parameter(parameter: str) -> str:
+    name, equals, value = parameter.partition("=")
+    plain_name, plain_value = unquote_plus(name), unquote_plus(value)
+    if value and (is_secret_name(plain_name) or _SECRET_PARAMETER.search(plain_name)):
+        return f"{name}={MASK}"
+    masked = mask_password(plain_value)
+    return parameter if masked == plain_value else f"{name}{equals}{masked}"

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from flask import request
 from marshmallow import EXCLUDE, Schema, ValidationError
 from marshmallow.fields import Field
+from werkzeug.exceptions import RequestEntityTooLarge
 
 from app.errors import Unprocessable
 
@@ -159,7 +160,7 @@ def takes_body(schema: type[Schema]) -> Callable[[Callable[..., R]], Callable[..
 def json_body() -> dict[str, Any]:
     """The object in the request's body. Raises Unprocessable: none, another content type, not JSON, not an object."""
     is_json = request.mimetype in ("", "application/json") or request.mimetype.endswith("+json")
-    raw = request.get_data() if is_json else b""
+    raw = whole_body() if is_json else b""
     if not raw:
         raise Unprocessable(
             [_problem("missing", ("body",), "a JSON body is required, with Content-Type application/json")]
@@ -173,10 +174,21 @@ def json_body() -> dict[str, Any]:
     return body
 
 
-def parse_json(raw: bytes) -> Any:
-    """The value in a body. Raises ValueError, also for nesting too deep to read."""
+def whole_body() -> bytes:
+    """The request's body. Raises RequestEntityTooLarge, also for one without a length that reaches the limit: Werkzeug
+    cuts such a body off there."""
+    raw = request.get_data()
+    limit = request.max_content_length
+    if limit is not None and request.content_length is None and len(raw) >= limit:
+        raise RequestEntityTooLarge
+    return raw
+
+
+def parse_json(raw: bytes, *, parse_int: Callable[[str], Any] | None = None) -> Any:
+    """The value in a body; `parse_int` reads integers in place of int. Raises ValueError, also for nesting too deep to
+    read."""
     try:
-        return json.loads(raw)
+        return json.loads(raw, parse_int=parse_int)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 

@@ -9,13 +9,16 @@ past its deadline      not run: dead letter, reply `expired`
 given up               dead letter with the reason, and an error reply
 
 An entry leaves the stream in the same transaction that writes its reply, so none is lost without an answer.
+Entries are read, and answers written, as many at a time as there are.
 """
 
 import json
 import logging
 import threading
-from collections import Counter
+import time
+from collections import Counter, deque
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, cast
 
 import redis
@@ -23,30 +26,31 @@ import redis
 from contract.command_queue import EXPIRED, OUTCOME_UNKNOWN
 from contract.commands import Command, decode
 from contract.errors import BadCommand, RedisAway
+from contract.held_connections import HeldConnections, Words
 from contract.keys import DEAD_MAX_ENTRIES, REPLY_TTL_S, SEEN_TTL_S, Keys
-from contract.redis_client import describe
+from contract.redis_client import describe, redis_time_s
 
 logger = logging.getLogger(__name__)
 
 GROUP = "engine"
 CONSUMER = "engine"
 MAX_DELIVERIES = 3
+#: As many are read, or answered, in one round trip. A process that dies has used up one delivery of each.
+BATCH = 16
 #: A dead letter shows this many characters of the body.
 DEAD_BODY_CHARACTERS = 4096
 #: Errors after which the group must be made again: it or the whole stream was removed.
 LOST_GROUP = ("NOGROUP", "UNBLOCKED")
 
-# Whether a delivery may run, by Redis's clock. What must not run twice is marked as started in the same step.
-# KEYS: command:ID. ARGV: deadline in s, 'once' or 'again', the mark, a mark to overlook or '', ttl in s
-_BEGIN = """
-if ARGV[2] == 'once' then
-  local mark = redis.call('GET', KEYS[1])
-  if mark and string.sub(mark, 1, 7) == 'started' and mark ~= ARGV[4] then return {'started', mark} end
-end
+# Whether a delivery that must not run twice may run, by Redis's clock; it is marked as started in the same step.
+# KEYS: command:ID. ARGV: deadline in s, the mark, a mark to overlook or '', ttl in s
+_BEGIN_ONCE = """
+local mark = redis.call('GET', KEYS[1])
+if mark and string.sub(mark, 1, 7) == 'started' and mark ~= ARGV[3] then return {'started', mark} end
 local now = redis.call('TIME')
 local late = now[1] + now[2] / 1000000 - tonumber(ARGV[1])
 if late > 0 then return {'expired', string.format('%.1f', late)} end
-if ARGV[2] == 'once' then redis.call('SET', KEYS[1], ARGV[3], 'EX', ARGV[5]) end
+redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[4])
 return {'run', ''}
 """
 
@@ -101,16 +105,20 @@ class CommandTaker:
 
     def __init__(self, client: redis.Redis, blocking_client: redis.Redis, keys: Keys, boot_id: str) -> None:
         self._client = client
-        self._blocking = blocking_client
         self._keys = keys
         self._boot_id = boot_id
-        self._begin_script = client.register_script(_BEGIN)
+        self._begin_script = client.register_script(_BEGIN_ONCE)
+        self._reading = HeldConnections(blocking_client)
+        self._writing = HeldConnections(client)
+        self._clock_ahead_s = 0.0  # Redis's clock less ours, as of the last read
         self._recovery_is_due = threading.Event()
         self._recovery_is_due.set()
         self._recover_after: str | None = None  # the search for pending entries goes on behind it; None = done
         self._lock = threading.Lock()
+        self._read: deque[tuple[str, dict[str, str]]] = deque()  # in hand, and not handed out yet
         self._in_hand: set[str] = set()
         self._unsent: dict[str, tuple[dict[str, str], _Answer]] = {}
+        self._is_sending = False
         self._never_ran: set[str] = set()
         self._counts: Counter[str] = Counter()
 
@@ -132,7 +140,7 @@ class CommandTaker:
                 self._make_group()
                 self._recover_after = "-"
             self._send_unsent()
-            if self._recover_after is not None:
+            if self._recover_after is not None and not self._read:
                 return self._next_pending()
             return self._next_new(block_s)
         except redis.ResponseError as error:
@@ -151,18 +159,7 @@ class CommandTaker:
 
     def begin(self, delivery: Delivery) -> bool:
         """See Delivery.begin."""
-        mark = f"started {self._boot_id} {delivery.entry_id}"
-        with self._lock:
-            overlook = mark if delivery.entry_id in self._never_ran else ""
-        mode = "again" if delivery.command.repeatable else "once"
-        arguments: list[str | int] = [delivery.fields["deadline"], mode, mark, overlook, SEEN_TTL_S]
-        try:
-            verdict, detail = cast(list[str], self._begin_script([self._keys.command(delivery.command_id)], arguments))
-        except redis.RedisError as error:
-            self._put_back(delivery.entry_id)
-            raise RedisAway(describe(error)) from error
-        with self._lock:
-            self._never_ran.discard(delivery.entry_id)
+        verdict, detail = self._judge(delivery) if delivery.command.repeatable else self._judge_once(delivery)
         if verdict == "run":
             return True
         op = delivery.command.op
@@ -174,15 +171,37 @@ class CommandTaker:
         return False
 
     def answer(self, entry_id: str, fields: dict[str, str], answer: _Answer, outcome: str) -> None:
-        """Writes reply and dead letter and removes the entry, all or nothing; kept for later while Redis is away."""
+        """Writes reply and dead letter and removes the entry, all or nothing; kept for later while Redis is away.
+
+        While another thread is sending, that one takes this answer along with its next.
+        """
         with self._lock:
             self._counts[outcome] += 1
+            self._unsent[entry_id] = (fields, answer)
         try:
-            self._send(entry_id, fields, answer)
+            self._send_unsent()
         except redis.RedisError as error:
-            with self._lock:
-                self._unsent[entry_id] = (fields, answer)
             logger.warning("the answer to command %s waits for Redis: %s", fields.get("id", "?"), describe(error))
+
+    def _judge(self, delivery: Delivery) -> tuple[str, str]:
+        """What may run again needs no mark, so Redis's clock, known from the last read, is enough."""
+        late_s = time.clock_gettime(time.CLOCK_BOOTTIME) + self._clock_ahead_s - float(delivery.fields["deadline"])
+        return ("expired", f"{late_s:.1f}") if late_s > 0 else ("run", "")
+
+    def _judge_once(self, delivery: Delivery) -> tuple[str, str]:
+        mark = f"started {self._boot_id} {delivery.entry_id}"
+        with self._lock:
+            overlook = mark if delivery.entry_id in self._never_ran else ""
+        arguments: list[str | int] = [delivery.fields["deadline"], mark, overlook, SEEN_TTL_S]
+        try:
+            answer = self._begin_script([self._keys.command(delivery.command_id)], arguments)
+        except redis.RedisError as error:
+            self._put_back(delivery.entry_id)
+            raise RedisAway(describe(error)) from error
+        with self._lock:
+            self._never_ran.discard(delivery.entry_id)
+        verdict, detail = cast(list[str], answer)
+        return verdict, detail
 
     def _put_back(self, entry_id: str) -> None:
         """The delivery stays pending in Redis and is found again by the recovery that is now due."""
@@ -199,25 +218,41 @@ class CommandTaker:
                 raise
 
     def _send_unsent(self) -> None:
+        """Sends answers until none waits, unless another thread does. Raises redis.RedisError; they are kept then."""
         with self._lock:
-            waiting = list(self._unsent.items())
-        for entry_id, (fields, answer) in waiting:
-            self._send(entry_id, fields, answer)
+            if self._is_sending or not self._unsent:
+                return
+            self._is_sending = True
+        while True:
+            with self._lock:
+                batch = dict(islice(self._unsent.items(), BATCH))
+                if not batch:
+                    self._is_sending = False
+                    return
+            try:
+                self._send(batch)
+            except BaseException:
+                with self._lock:
+                    self._is_sending = False
+                raise
 
-    def _send(self, entry_id: str, fields: dict[str, str], answer: _Answer) -> None:
-        with self._client.pipeline(transaction=True) as pipeline:
+    def _send(self, batch: dict[str, tuple[dict[str, str], _Answer]]) -> None:
+        commands: list[Words] = []
+        for fields, answer in batch.values():
             if answer.reason:
-                letter = _dead_letter(fields, answer.reason)
-                pipeline.xadd(self._keys.dead, letter, maxlen=DEAD_MAX_ENTRIES, approximate=False)
+                letter = [word for pair in _dead_letter(fields, answer.reason).items() for word in pair]
+                commands.append(("XADD", self._keys.dead, "MAXLEN", DEAD_MAX_ENTRIES, "*", *letter))
             if command_id := fields.get("id"):
-                pipeline.rpush(self._keys.reply(command_id), answer.text)
-                pipeline.expire(self._keys.reply(command_id), REPLY_TTL_S)
-            pipeline.xack(self._keys.commands, GROUP, entry_id)
-            pipeline.xdel(self._keys.commands, entry_id)
-            pipeline.execute()
+                reply_key = self._keys.reply(command_id)
+                commands.append(("RPUSH", reply_key, answer.text))
+                commands.append(("EXPIRE", reply_key, REPLY_TTL_S))
+        commands.append(("XACK", self._keys.commands, GROUP, *batch))
+        commands.append(("XDEL", self._keys.commands, *batch))
+        self._writing.transaction(commands)
         with self._lock:
-            self._unsent.pop(entry_id, None)
-            self._in_hand.discard(entry_id)
+            for entry_id in batch:
+                self._unsent.pop(entry_id, None)
+                self._in_hand.discard(entry_id)
 
     def _next_pending(self) -> Delivery | None:
         """The next entry that was delivered and not answered, whoever it was delivered to."""
@@ -237,19 +272,30 @@ class CommandTaker:
         if not claimed or not claimed[0][1]:
             self._client.xack(self._keys.commands, GROUP, entry_id)
             return None
+        self._note_clock(redis_time_s(self._client))
+        with self._lock:
+            self._in_hand.add(entry_id)
         return self._open(entry_id, claimed[0][1], int(found[0]["times_delivered"]) + 1)
 
     def _next_new(self, block_s: float) -> Delivery | None:
-        answer = cast(
-            list[tuple[str, list[tuple[str, dict[str, str]]]]] | None,
-            self._blocking.xreadgroup(
-                GROUP, CONSUMER, {self._keys.commands: ">"}, count=1, block=max(1, int(block_s * 1000))
-            ),
-        )
-        if not answer:
-            return None
-        entry_id, fields = answer[0][1][0]
-        return None if self._has_in_hand(entry_id) else self._open(entry_id, fields, 1)
+        if not self._read:
+            self._read_new(block_s)
+        return self._open(*self._read.popleft(), 1) if self._read else None
+
+    def _read_new(self, block_s: float) -> None:
+        block = ("BLOCK", max(1, int(block_s * 1000)))
+        read = ("XREADGROUP", "GROUP", GROUP, CONSUMER, "COUNT", BATCH, *block, "STREAMS", self._keys.commands, ">")
+        streams, (seconds, microseconds) = self._reading.exchange([read, ("TIME",)], 2)
+        self._note_clock(int(seconds) + int(microseconds) / 1e6)
+        found = cast(list[tuple[str, list[str]]], streams[0][1]) if streams else []
+        entries = [(entry_id, dict(zip(words[::2], words[1::2], strict=True))) for entry_id, words in found]
+        with self._lock:
+            entries = [entry for entry in entries if entry[0] not in self._in_hand]
+            self._in_hand.update(entry_id for entry_id, _ in entries)
+        self._read.extend(entries)
+
+    def _note_clock(self, redis_time_s: float) -> None:
+        self._clock_ahead_s = redis_time_s - time.clock_gettime(time.CLOCK_BOOTTIME)
 
     def _has_in_hand(self, entry_id: str) -> bool:
         with self._lock:
@@ -257,7 +303,6 @@ class CommandTaker:
 
     def _open(self, entry_id: str, fields: dict[str, str], deliveries: int) -> Delivery | None:
         with self._lock:
-            self._in_hand.add(entry_id)
             self._counts["taken"] += 1
         if deliveries > MAX_DELIVERIES:
             reason = f"{fields.get('op', '?')}: given up after {MAX_DELIVERIES} deliveries without an answer"

@@ -36,7 +36,7 @@ class Command:
 
     def encode(self) -> str:
         """The body as JSON; the name travels beside it."""
-        return json.dumps({name: getattr(self, name) for name in _field_names(type(self))}, separators=(",", ":"))
+        return json.dumps({name: getattr(self, name) for name in FIELDS[type(self)]}, separators=(",", ":"))
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,11 @@ class ChecksumBlocks(Command):
 COMMANDS: dict[str, type[Command]] = {
     command.op: command for command in (PingEngine, ClearCache, SetQuota, DeleteQuota, ChecksumBlocks)
 }
+#: The names in a command's body.
+FIELDS: dict[type[Command], tuple[str, ...]] = {
+    command: tuple(field.name for field in dataclasses.fields(command))  # type: ignore[arg-type]  # all are dataclasses
+    for command in COMMANDS.values()
+}
 
 
 def decode(op: str, body: str) -> Command:
@@ -102,14 +107,10 @@ def decode(op: str, body: str) -> Command:
         values = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise BadCommand(f"{op}: the body is not JSON: {str(error)[:200]}") from error
-    names = _field_names(command)
+    names = FIELDS[command]
     if not isinstance(values, dict) or set(values) != set(names):
         raise BadCommand(f"{op}: the body must be an object with exactly the fields {list(names)}")
     return command(**{name: _check(op, name, values[name]) for name in names})
-
-
-def _field_names(command: type[Command]) -> tuple[str, ...]:
-    return tuple(field.name for field in dataclasses.fields(command))  # type: ignore[arg-type]  # all are dataclasses
 
 
 def _check(op: str, name: str, value: object) -> Any:

@@ -15,6 +15,9 @@ from contract.errors import RedisAway
 
 CALL_TIMEOUT_S = 1.0
 OLDEST_VERSION = (6, 2)
+# Up to the last @ before the path, since a password may hold one too.
+_PASSWORD = re.compile(r"(\w+://[^/\s:@]*:)[^\s/]*@")
+_SECRET_QUERY = re.compile(r"([?&][^=&\s]*(?:token|secret|password|passwd|pwd|key|sig|signature)=)[^&\s#]+", re.I)
 # More than the threads of a process ever need: one connection per waiting thread.
 MAX_CONNECTIONS = 256
 
@@ -69,5 +72,7 @@ def describe(error: Exception) -> str:
 
 
 def mask_password(text: str) -> str:
-    """The text with the password of every URL in it replaced by ***."""
-    return re.sub(r"(\w+://[^/\s:@]*:)[^@\s/]*@", r"\1***@", text)
+    """The text with the passwords of all URLs in it, before the host or in the query, replaced by ***."""
+    if "://" not in text:
+        return text
+    return _SECRET_QUERY.sub(r"\1***", _PASSWORD.sub(r"\1***@", text))

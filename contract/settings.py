@@ -19,11 +19,12 @@ import yaml
 from contract import setting_rules as rules
 from contract.errors import ContractError
 from contract.redis_client import mask_password
+from contract.version import COMMIT_VARIABLE
 
 ENVIRONMENT_PREFIX = "LARDER_"
 CONFIG_ENVIRONMENT = "LARDER_CONFIG"
 #: Names with our prefix that are no settings.
-OTHER_ENVIRONMENT = (CONFIG_ENVIRONMENT, "LARDER_REQUIRE")
+OTHER_ENVIRONMENT = (CONFIG_ENVIRONMENT, "LARDER_REQUIRE", COMMIT_VARIABLE)
 MIB = 1024**2
 
 
@@ -90,6 +91,9 @@ class Settings:
         "", rules.redis_url(), "an external Redis; empty = the embedded one on redis_port", alias="REDIS_URL"
     )
     redis_port: int = _setting(6380, rules.integer(1, 65535), "port of the embedded Redis, on loopback")
+    engine_stuck_seconds: float = _setting(
+        30.0, rules.number(least=0), "time without a sound heartbeat after which the launcher starts the engine anew"
+    )
     web_workers: int = _setting(2, rules.integer(1, 64), "gunicorn worker processes")
     web_threads: int = _setting(16, rules.integer(2, 256), "threads per gunicorn worker")
     command_queue_max: int = _setting(1000, rules.integer(1, 100_000), "commands waiting or running before 503")

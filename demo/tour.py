@@ -20,4 +20,5 @@ with SharedKV(shapes, "float16") as kv, LarderClient(url, "my-model") as client:
         layer[:] = 0  # forget it
     found = client.lookup(prompt, "request-2")
     client.retrieve(prompt, blocks, "request-2", end=found)
-    print("found after: ", found, "tokens, and each layer holds", [float(layer[1, 47, 15, 7, 63]) for layer in kv.layers])
+    last = [float(layer[1, 47, 15, 7, 63]) for layer in kv.layers]
+    print("found after: ", found, "tokens, and each layer holds", last)

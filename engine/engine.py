@@ -22,7 +22,7 @@ from engine.device.tensors import KVTensors
 from engine.errors import BadRequest, UnknownInstance, Unsupported
 from engine.housekeeping import Housekeeping
 from engine.kv_layout import EngineDrivenRegistration, engine_driven_layout
-from engine.l1.cache import L1Cache
+from engine.l1.cache import SLICE, L1Cache
 from engine.l1.eviction import make_policy
 from engine.l1.holds import ClearResult
 from engine.l1.pool import SlotPool
@@ -31,7 +31,7 @@ from engine.l1.segment import SharedSegment, default_pool_name, remove_stale_poo
 from engine.object_key import MAX_WORLD_SIZE, ObjectKey, check_model_name, pack_kv_rank
 from engine.periodic import PeriodicThreads
 from engine.registrations import Registration, Registrations
-from engine.sessions import Session, Sessions
+from engine.sessions import Sessions
 from engine.stats import Stats
 from engine.token_hasher import TokenHasher
 from engine.transfers import Transfers
@@ -92,6 +92,7 @@ class Engine:
         self.store, self.retrieve = transfers.store, transfers.retrieve
         self.prepare_store, self.commit_store = transfers.prepare_store, transfers.commit_store
         self.prepare_retrieve, self.commit_retrieve = transfers.prepare_retrieve, transfers.commit_retrieve
+        self.message_bytes = transfers.message_bytes
         self.answers_in_messages = transfers.answers_in_messages
 
     # ---- life
@@ -121,11 +122,16 @@ class Engine:
         return self.config.chunk_size
 
     def register_engine_driven(self, registration: EngineDrivenRegistration) -> PoolInfo:
-        """Registers a client that copies by itself. Known already: refreshed, same answer. Raises BadRequest."""
+        """Registers a client that copies by itself. Known already: refreshed, same answer. Raises BadRequest.
+
+        A known id with another model or layout is a worker that was started again: the former one goes.
+        """
         self._check_scope("engine_driven", registration.model_name, registration.world_size)
         layout = engine_driven_layout(registration, self.chunk_size)
         scope = (registration.model_name, registration.world_size)
-        self._add(Registration(registration.instance_id, scope, layout, None, registration))
+        worker = Registration(registration.instance_id, scope, layout, None, registration)
+        self._replace_former(worker)
+        self._add(worker)
         if not self._offers_shared_memory:
             return PoolInfo("", 0)
         return PoolInfo(self.segment.name, self.segment.size)
@@ -133,11 +139,13 @@ class Engine:
     def register_kv_cache(self, instance_id: int, tensors: KVTensors, model_name: str, world_size: int) -> None:
         """Registers KV memory that the server copies from and to; the engine closes `tensors`. Raises BadRequest.
 
-        Known already: refreshed, and the new tensors are closed.
+        Known already with the same memory: refreshed, and the new tensors are closed. A known id with other memory is
+        a worker that was started again under its old id: the former one goes.
         """
         registration = Registration(instance_id, (model_name, world_size), tensors.layout, tensors)
         try:
             self._check_scope("lmcache_driven", model_name, world_size)
+            self._replace_former(registration)
             added = self._add(registration)
         except BadRequest:
             registration.remove()
@@ -152,6 +160,13 @@ class Engine:
         check_model_name(model_name)
         if not 1 <= world_size <= MAX_WORLD_SIZE:
             raise BadRequest(f"world_size {world_size} is not in 1..{MAX_WORLD_SIZE}")
+
+    def _replace_former(self, registration: Registration) -> None:
+        """Forgets a worker of the same id and kind whose model, layout or memory is another one."""
+        former = self.registrations.find(registration.instance_id)
+        if former is not None and former.is_same_kind(registration) and not former.agrees_with(registration):
+            logger.warning("worker %d registers anew with other memory or layout", registration.instance_id)
+            self._forget(former)
 
     def _add(self, registration: Registration) -> bool:
         added = self.registrations.add(registration)
@@ -184,12 +199,11 @@ class Engine:
             logger.info("worker %d unregistered", instance_id)
             self.on_change()
 
-    def _forget(self, registration: Registration) -> bool:
+    def _forget(self, registration: Registration, *, only_if_silent: bool = False) -> bool:
         """Removes a worker: its pins and reservations at once, its requests' leases with the last of its scope."""
-        removed, last_of_scope = self.registrations.remove(registration)
+        removed, last_of_scope = self.registrations.remove(registration, only_if_silent=only_if_silent)
         if removed:
-            self.transfers.forget(registration.instance_id)
-            self.l1.release_holder(registration.instance_id)
+            self.transfers.forget(registration)
             if last_of_scope:
                 self.l1.release_scope(registration.scope)
         return removed
@@ -197,7 +211,7 @@ class Engine:
     def _reap(self, registration: Registration) -> bool:
         """Removes a worker that has been silent for too long."""
         silence = time.monotonic() - registration.last_seen
-        if not self._forget(registration):
+        if not self._forget(registration, only_if_silent=True):
             return False
         name, instance_id = registration.scope[0], registration.instance_id
         logger.warning("worker %d of model %r removed after %.0f s of silence", instance_id, name, silence)
@@ -220,15 +234,15 @@ class Engine:
         """
         scope = (request.model_name, request.world_size)
         chunks = request.end // self.chunk_size
-        fingerprints = self.registrations.fingerprints(scope)
+        layouts = self.registrations.layouts(scope)
         rows: list[list[ObjectKey]] = []
-        if fingerprints:
+        if layouts:
             ranks, name, salt = request.kv_ranks(), request.model_name, request.cache_salt
             digests = self.sessions.hashes(request, chunks)
             rows = [[ObjectKey(digest, name, rank, 0, salt) for rank in ranks] for digest in digests]
         else:
             self.stats.lookups_unregistered.inc()
-        hit = self.l1.lease_prefix(rows, fingerprints, request.request_id, scope, request.num_kv_readers)
+        hit = self.l1.lease_prefix(rows, layouts, request.request_id, scope, request.num_kv_readers)
         self.sessions.set_lookup_result(request.request_id, hit)
         self.stats.lookups.inc()
         self.stats.lookup_requested_tokens.inc(chunks * self.chunk_size)
@@ -246,18 +260,23 @@ class Engine:
         if first >= stop:
             return
         digests = self.sessions.hashes(request, stop)[first:]
-        keys = [
-            ObjectKey(digest, request.model_name, rank, 0, request.cache_salt)
-            for digest in digests
-            for rank in request.kv_ranks()
-        ]
-        self.l1.release(request.request_id, keys, request.num_kv_readers)
+        self.l1.release(request.request_id, _object_keys(digests, request.kv_ranks(), request), request.num_kv_readers)
+
+    def session_tokens(self, request_id: str) -> int:
+        """How long the request is that `end_session` would end, in tokens."""
+        return self.sessions.tokens_of(request_id)
 
     def end_session(self, request_id: str) -> None:
         """Forgets a request and makes its whole prefix recent. Leases stay: workers may still be loading."""
         session = self.sessions.end(request_id)
-        if session is not None and session.last_request is not None and session.hashes:
-            self.l1.touch(_objects_of(session, session.last_request))
+        if session is None or session.last_request is None:
+            return
+        request, hashes = session.last_request, session.hashes
+        ranks = [pack_kv_rank(request.world_size, worker_id) for worker_id in range(request.world_size)]
+        chunks_at_once = max(1, SLICE // len(ranks))
+        for stop in range(len(hashes), 0, -chunks_at_once):
+            digests = hashes[max(0, stop - chunks_at_once) : stop]
+            self.l1.touch(_object_keys(digests, ranks, request))
 
     def report_block_allocation(self, model_name: str, num_records: int, num_blocks: int) -> None:
         """Telemetry of an inference engine's scheduler; counted."""
@@ -365,11 +384,7 @@ class Engine:
         return values
 
 
-def _objects_of(session: Session, request: CacheRequest) -> list[ObjectKey]:
-    """Every object of a request's prefix, chunk by chunk, all ranks."""
-    ranks = [pack_kv_rank(request.world_size, worker_id) for worker_id in range(request.world_size)]
-    return [
-        ObjectKey(digest, request.model_name, rank, 0, request.cache_salt)
-        for digest in session.hashes
-        for rank in ranks
-    ]
+def _object_keys(digests: Sequence[bytes], ranks: Sequence[int], request: CacheRequest) -> list[ObjectKey]:
+    """The keys of these chunks, chunk by chunk, all ranks."""
+    name, salt = request.model_name, request.cache_salt
+    return [ObjectKey(digest, name, rank, 0, salt) for digest in digests for rank in ranks]

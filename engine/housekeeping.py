@@ -1,6 +1,7 @@
 """The engine's loops: eviction, expiry of leases and sessions, removal of dead workers."""
 
 import logging
+import time
 from collections.abc import Callable
 
 from engine.config import EngineConfig
@@ -17,6 +18,8 @@ EVICTION_INTERVAL_S = 1.0
 EXPIRY_INTERVAL_S = 1.0
 #: Slowest pace at which dead workers and idle sessions are looked for.
 CLEANING_INTERVAL_S = 5.0
+#: A loop that comes this many intervals late was stopped together with the whole process.
+PAUSE_FACTOR = 3
 
 
 class Housekeeping:
@@ -51,7 +54,9 @@ class Housekeeping:
         self._run("session-expiry", "medium", cleaning, self._expire_sessions)
         if config.worker_reap_timeout_seconds:
             shortest = min(config.worker_reap_timeout_seconds, config.worker_registration_grace_seconds)
-            self._run("worker-reaper", "medium", min(CLEANING_INTERVAL_S, shortest / 4), self._reap)
+            self._reap_interval_s = min(CLEANING_INTERVAL_S, shortest / 4)
+            self._reaped_at = time.monotonic()
+            self._run("worker-reaper", "medium", self._reap_interval_s, self._reap)
 
     def stop(self) -> None:
         """Ends all loops and waits for their runs."""
@@ -70,8 +75,7 @@ class Housekeeping:
 
     def count_evictions(self) -> None:
         """Moves what the cache counted since the last time into the metrics."""
-        counts = self._l1.take_evictions()
-        for reason, number in counts.by_reason.items():
+        for reason, number in self._l1.take_evictions().items():
             self._stats.evicted_by_reason[reason].inc(number)
             self._stats.evicted_chunks.inc(number)
 
@@ -116,6 +120,11 @@ class Housekeeping:
         return f"dropped {dropped}" if dropped else None
 
     def _reap(self) -> str | None:
+        """Not right after a pause of the whole process: what clients sent meanwhile may not have been read yet."""
+        now, before = time.monotonic(), self._reaped_at
+        self._reaped_at = now
+        if now - before > PAUSE_FACTOR * self._reap_interval_s:
+            return f"nobody judged after a pause of {now - before:.0f} s"
         reaped = sum(self._reap_worker(registration) for registration in self._registrations.silent())
         self._stats.reaped_workers.inc(reaped)
         return f"removed {reaped} workers" if reaped else None

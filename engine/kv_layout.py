@@ -51,12 +51,17 @@ DTYPE_BYTES: Mapping[str, int] = {
 
 @dataclass(frozen=True, slots=True)
 class ObjectLayout:
-    """How one object looks. `shape` and `dtype` are None for an object made of blocks."""
+    """How one object looks. `shape` and `dtype` are None for an object made of blocks.
+
+    `windows` says, per KV group, how many chunks at the end of a hit must hold that group's data: 0 for all chunks,
+    fewer for sliding windows and recurrent state. It is empty when every group needs all.
+    """
 
     object_bytes: int
     fingerprint: bytes
     shape: tuple[int, ...] | None = None
     dtype: str | None = None
+    windows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

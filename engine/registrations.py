@@ -8,8 +8,9 @@ failed, so the first ping of an instance that is not known here fails, and the n
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import count
 
 from engine.device.tensors import KVTensors
 from engine.errors import BadRequest, UnknownInstance
@@ -18,6 +19,9 @@ from engine.l1.leases import Scope
 
 #: Most workers, and most unknown instances whose first ping is remembered.
 MAX_INSTANCES = 4096
+
+
+_NUMBERS = count(1)
 
 
 class Registration:
@@ -33,6 +37,8 @@ class Registration:
     ) -> None:
         self.instance_id, self.scope, self.layout, self.tensors = instance_id, scope, layout, tensors
         self.client = client
+        #: Names this registration for ever; the instance id may come back as another one.
+        self.number = next(_NUMBERS)
         #: Engine-driven: whether the client maps the pool; learned from what it sends.
         self.uses_shared_memory = True
         self.has_pinged = False
@@ -40,6 +46,16 @@ class Registration:
         self._copies = 0
         self._removed = False
         self._lock = threading.Lock()
+
+    def is_same_kind(self, other: "Registration") -> bool:
+        """Whether both are of the same transfer mode."""
+        return (self.tensors is None) == (other.tensors is None)
+
+    def agrees_with(self, other: "Registration") -> bool:
+        """Whether model, world size, layout and memory are the same."""
+        mine = self.tensors.memory_id if self.tensors is not None else None
+        theirs = other.tensors.memory_id if other.tensors is not None else None
+        return (self.scope, self.layout, mine) == (other.scope, other.layout, theirs)
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -76,7 +92,7 @@ class Registrations:
     def __init__(self, reap_timeout_s: float, grace_s: float) -> None:
         self._reap_timeout_s, self._grace_s = reap_timeout_s, grace_s
         self._known: dict[int, Registration] = {}
-        self._fingerprints: dict[Scope, frozenset[bytes]] = {}
+        self._layouts: dict[Scope, dict[bytes, tuple[int, ...]]] = {}
         self._strangers: OrderedDict[int, None] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -88,7 +104,7 @@ class Registrations:
         with self._lock:
             known = self._known.get(registration.instance_id)
             if known is not None:
-                if (known.tensors is None) != (registration.tensors is None):
+                if not known.is_same_kind(registration):
                     raise BadRequest(f"instance_id {known.instance_id} is registered in the other transfer mode")
                 known.last_seen = time.monotonic()
                 return False
@@ -96,7 +112,7 @@ class Registrations:
                 raise BadRequest(f"{MAX_INSTANCES} instances are registered, no more are taken")
             self._strangers.pop(registration.instance_id, None)
             self._known[registration.instance_id] = registration
-            self._update_fingerprints(registration.scope)
+            self._update_layouts(registration.scope)
             return True
 
     def get(self, instance_id: int, *, server_driven: bool) -> Registration:
@@ -111,19 +127,21 @@ class Registrations:
         """The registration of either kind, without a sign of life."""
         return self._known.get(instance_id)
 
-    def remove(self, registration: Registration) -> tuple[bool, bool]:
-        """(whether it was still known, whether it was the last of its scope)."""
+    def remove(self, registration: Registration, *, only_if_silent: bool = False) -> tuple[bool, bool]:
+        """(whether it was still known and is removed now, whether it was the last of its scope)."""
         with self._lock:
             if self._known.get(registration.instance_id) is not registration:
                 return False, False
+            if only_if_silent and not self._is_silent(registration):
+                return False, False
             del self._known[registration.instance_id]
-            last = not self._update_fingerprints(registration.scope)
+            last = not self._update_layouts(registration.scope)
         registration.remove()
         return True, last
 
-    def fingerprints(self, scope: Scope) -> frozenset[bytes]:
-        """Layouts registered for a (model, world size); empty when nobody is."""
-        return self._fingerprints.get(scope, frozenset())
+    def layouts(self, scope: Scope) -> Mapping[bytes, tuple[int, ...]]:
+        """Fingerprint -> windows of the layouts registered for a (model, world size); empty when nobody is."""
+        return self._layouts.get(scope, {})
 
     def ping(self, instance_id: int) -> bool:
         """A sign of life. False exactly for the first ping of an instance that is not known."""
@@ -142,24 +160,23 @@ class Registrations:
 
     def silent(self) -> list[Registration]:
         """Workers whose silence is longer than allowed."""
-        if not self._reap_timeout_s:
-            return []
-        now = time.monotonic()
-        return [known for known in self.all() if now - known.last_seen > self.patience(known)]
+        return [known for known in self.all() if self._is_silent(known)]
 
-    def patience(self, registration: Registration) -> float:
-        """Seconds of silence allowed to a worker."""
-        return self._reap_timeout_s if registration.has_pinged else self._grace_s
+    def _is_silent(self, registration: Registration) -> bool:
+        allowed_s = self._reap_timeout_s if registration.has_pinged else self._grace_s
+        return self._reap_timeout_s > 0 and time.monotonic() - registration.last_seen > allowed_s
 
     def all(self) -> list[Registration]:
         """Every registration, by instance id."""
         with self._lock:
             return [self._known[instance_id] for instance_id in sorted(self._known)]
 
-    def _update_fingerprints(self, scope: Scope) -> bool:
-        found = frozenset(known.layout.fingerprint for known in self._known.values() if known.scope == scope)
+    def _update_layouts(self, scope: Scope) -> bool:
+        """The mapping is replaced, never changed, so that readers need no lock."""
+        layouts = [known.layout for known in self._known.values() if known.scope == scope]
+        found = {layout.fingerprint: layout.windows for layout in layouts}
         if found:
-            self._fingerprints[scope] = found
+            self._layouts[scope] = found
         else:
-            self._fingerprints.pop(scope, None)
+            self._layouts.pop(scope, None)
         return bool(found)

@@ -52,7 +52,7 @@ class Sessions:
         chunks = min(chunks, len(request.tokens) // self._hasher.chunk_size)
         with self._lock:
             session = self._touch(request.request_id)
-            tokens, hashes = session.tokens, session.hashes
+            tokens, hashes = known = session.tokens, session.hashes
             session.last_request = request
         if not _continues(tokens, request.tokens):
             tokens, hashes = request.tokens, []
@@ -61,7 +61,8 @@ class Sessions:
         if len(hashes) < chunks:
             hashes = hashes[:]
             self._hasher.extend(hashes, request.tokens, chunks)
-        self._remember(session, request.request_id, tokens, hashes)
+        if known[0] is not tokens or known[1] is not hashes:
+            self._remember(session, request.request_id, tokens, hashes)
         return hashes[:chunks]
 
     def object_keys(self, request: CacheRequest, chunks: range) -> list[ObjectKey]:
@@ -88,6 +89,11 @@ class Sessions:
         """Forgets a session and returns it, if there was one."""
         with self._lock:
             return self._forget(request_id)
+
+    def tokens_of(self, request_id: str) -> int:
+        """How many tokens are remembered of a request; 0 for an unknown one."""
+        session = self._sessions.get(request_id)
+        return len(session.tokens) if session is not None else 0
 
     def expire(self) -> int:
         """Drops sessions idle for longer than their time; returns how many."""

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+import msgspec
 import numpy as np
 from prometheus_client import Histogram
 
@@ -28,6 +29,7 @@ from engine.l1.cache import L1Cache
 from engine.l1.holds import ENGINE, Pin, Reservation
 from engine.l1.index import Entry
 from engine.l1.segment import SharedSegment
+from engine.l1.windows import usable_chunks
 from engine.object_key import ObjectKey
 from engine.pending import Match, Pending
 from engine.registrations import Registration, Registrations
@@ -35,8 +37,7 @@ from engine.sessions import Sessions
 from engine.stats import GIGABYTE, Stats
 
 
-@dataclass(frozen=True, slots=True)
-class SlotView:
+class SlotView(msgspec.Struct, frozen=True):
     """Where in the shared segment one chunk lies: offset and length in bytes, C-contiguous, of this shape and dtype."""
 
     offset: int
@@ -94,10 +95,11 @@ class Transfers:
         """Ends the copy helper, after the copies under way."""
         self._copier.close()
 
-    def forget(self, instance_id: int) -> None:
-        """The worker is gone; what it had prepared is released through the cache."""
-        self._pending_stores.forget(instance_id)
-        self._pending_reads.forget(instance_id)
+    def forget(self, registration: Registration) -> None:
+        """The worker is gone: ends what it had prepared."""
+        self._pending_stores.forget(registration.number)
+        self._pending_reads.forget(registration.number)
+        self._l1.release_holder(registration.number)
 
     # ---- the server copies
 
@@ -115,14 +117,22 @@ class Transfers:
             null = tensors.null_chunks(block_ids, len(chunks))
             wanted = [index for index in range(len(chunks)) if index not in null]
             keys = self._sessions.object_keys(request, chunks)
-            reservation = self._reserve(registration, [keys[index] for index in wanted], ENGINE)
+            missing = tensors.missing_groups(block_ids, len(chunks))
+            reservation = self._reserve(
+                registration, [keys[index] for index in wanted], ENGINE, [missing[index] for index in wanted]
+            )
             started = time.perf_counter()
             jobs = [
                 partial(tensors.gather, index, block_ids, self._view(entry))
                 for index, entry in zip(wanted, reservation.entries, strict=True)
                 if entry is not None
             ]
-            self._copy_and_commit(jobs, reservation)
+            self._copy(jobs, reservation)
+            if self._registrations.find(instance_id) is not registration:
+                # From its unregistration on the client may use its memory for something else.
+                self._l1.abort(reservation)
+                raise UnknownInstance(instance_id)
+            self._commit(reservation)
         self._count_copy(self._stats.store_throughput, reservation.granted, started)
         self._keep_prefix_recent(request, chunks)
         return True
@@ -144,6 +154,9 @@ class Transfers:
             tensors.check_block_ids(block_ids, len(chunks))
             pin = self._pin(request, registration, chunks, ENGINE)
             if pin is None:
+                return False
+            if usable_chunks([entry.missing for entry in pin.entries], registration.layout.windows) < len(chunks):
+                self._l1.unpin(pin)
                 return False
             started = time.perf_counter()
             try:
@@ -170,16 +183,19 @@ class Transfers:
             return PreparedSlots(shared_memory=False)
         if not chunks:
             return PreparedSlots()
-        self._pending_stores.check_room(instance_id)
+        self._pending_stores.check_room(registration.number)
         keys = self._sessions.object_keys(request, chunks)
-        reservation = self._reserve(registration, keys, instance_id)
+        reservation = self._reserve(registration, keys, registration.number)
         indices = [index for index, entry in enumerate(reservation.entries) if entry is not None]
         if indices:
-            self._pending_stores.add((instance_id, chunks.start, keys[-1]), reservation)
+            match = Match(registration.number, request.request_id, chunks.start, keys[-1])
+            self._pending_stores.add(match, reservation)
             if self._registrations.find(instance_id) is not registration:
-                self._l1.abort(reservation)
+                self.forget(registration)
                 raise UnknownInstance(instance_id)
-        return PreparedSlots([self._slot_view(registration, entry) for entry in reservation.granted], indices)
+        else:
+            self._keep_prefix_recent(request, chunks)
+        return PreparedSlots(self._slot_views(registration, reservation.granted), indices)
 
     def commit_store(self, request: CacheRequest, instance_id: int, data: bytes | memoryview = b"") -> bool:
         """Makes the chunks of the matching prepare readable; with `data`, writes them first.
@@ -190,7 +206,7 @@ class Transfers:
         registration, chunks = self._begin(request, instance_id, server_driven=False)
         if not chunks:
             return False
-        reservation = self._pending_stores.take(self._match(request, instance_id, chunks))
+        reservation = self._prepared(self._match(request, registration, chunks))
         if data:
             return self._commit_data(request, registration, chunks, reservation, data)
         if reservation is None:
@@ -198,6 +214,19 @@ class Transfers:
         committed = self._commit(reservation)
         self._keep_prefix_recent(request, chunks)
         return committed
+
+    def _prepared(self, match: Match) -> Reservation | None:
+        """The one live reservation made under `match`. Dead ones end here: their client has let go of them.
+
+        Which of several live ones a commit means cannot be told; then none is made readable.
+        """
+        waiting = self._pending_stores.take_all(match)
+        live = [reservation for reservation in waiting if self._l1.is_live(reservation)]
+        kept = live[0] if len(live) == 1 else None
+        for reservation in waiting:
+            if reservation is not kept:
+                self._l1.abort(reservation)
+        return kept
 
     def _commit_data(
         self,
@@ -215,14 +244,16 @@ class Transfers:
             if reservation is not None:
                 self._l1.abort(reservation)
             raise
-        if reservation is None:
+        # From here on the slots belong to this copy: they must not be given away with the worker meanwhile.
+        if reservation is None or not self._l1.adopt(reservation):
             reservation = self._reserve(registration, self._sessions.object_keys(request, chunks), ENGINE)
         jobs = [
-            partial(_copy, self._view(entry), tensor)
+            partial(_copy_bytes, self._view(entry), tensor)
             for entry, tensor in zip(reservation.entries, tensors, strict=True)
             if entry is not None
         ]
-        committed = self._copy_and_commit(jobs, reservation)
+        self._copy(jobs, reservation)
+        committed = self._commit(reservation)
         self._keep_prefix_recent(request, chunks)
         return committed and not reservation.refused
 
@@ -233,8 +264,8 @@ class Transfers:
             return PreparedRetrieve()
         by_message = self.answers_in_messages(instance_id)
         if not by_message:
-            self._pending_reads.check_room(instance_id)
-        pin = self._pin(request, registration, chunks, ENGINE if by_message else instance_id)
+            self._pending_reads.check_room(registration.number)
+        pin = self._pin(request, registration, chunks, ENGINE if by_message else registration.number)
         if pin is None:
             return PreparedRetrieve()
         if by_message:
@@ -244,11 +275,12 @@ class Transfers:
                 return PreparedRetrieve(True, [], encode_tensors(views, shape, dtype))
             finally:
                 self._l1.unpin(pin)
-        self._pending_reads.add(self._match(request, instance_id, chunks), pin)
+        match = Match(registration.number, request.request_id, chunks.start, pin.entries[-1].key)
+        self._pending_reads.add(match, pin)
         if self._registrations.find(instance_id) is not registration:
-            self._l1.unpin(pin)
+            self.forget(registration)
             raise UnknownInstance(instance_id)
-        return PreparedRetrieve(True, [self._slot_view(registration, entry) for entry in pin.entries])
+        return PreparedRetrieve(True, self._slot_views(registration, pin.entries))
 
     def answers_in_messages(self, instance_id: int) -> bool:
         """Whether `prepare_retrieve` for this client would copy bytes into its answer."""
@@ -257,9 +289,9 @@ class Transfers:
 
     def commit_retrieve(self, request: CacheRequest, instance_id: int) -> bool:
         """The client has read its slots. True, also when nothing was prepared. Raises BadRequest."""
-        _, chunks = self._begin(request, instance_id, server_driven=False)
+        registration, chunks = self._begin(request, instance_id, server_driven=False)
         if chunks:
-            pin = self._pending_reads.take(self._match(request, instance_id, chunks))
+            pin = self._pending_reads.take_oldest(self._match(request, registration, chunks))
             if pin is not None:
                 self._l1.unpin(pin)
         return True
@@ -275,26 +307,36 @@ class Transfers:
             )
         return registration, request.chunk_range(self._chunk_size)
 
-    def _match(self, request: CacheRequest, instance_id: int, chunks: range) -> Match:
+    def message_bytes(self, request: CacheRequest, instance_id: int) -> int:
+        """KV bytes that the answer to `prepare_retrieve` would carry; 0 with shared memory. Raises BadRequest."""
+        registration, chunks = self._begin(request, instance_id, server_driven=False)
+        return len(chunks) * registration.layout.object_bytes if self.answers_in_messages(instance_id) else 0
+
+    def _match(self, request: CacheRequest, registration: Registration, chunks: range) -> Match:
         digest = self._sessions.hashes(request, chunks.stop)[-1]
         key = ObjectKey(digest, request.model_name, request.kv_rank(), 0, request.cache_salt)
-        return instance_id, chunks.start, key
+        return Match(registration.number, request.request_id, chunks.start, key)
 
-    def _reserve(self, registration: Registration, keys: Sequence[ObjectKey], holder: int | str) -> Reservation:
+    def _reserve(
+        self,
+        registration: Registration,
+        keys: Sequence[ObjectKey],
+        holder: int | str,
+        missing: Sequence[int] | None = None,
+    ) -> Reservation:
         layout = registration.layout
-        reservation = self._l1.reserve(keys, layout.object_bytes, layout.fingerprint, holder)
+        reservation = self._l1.reserve(keys, layout.object_bytes, layout.fingerprint, holder, missing)
         if reservation.refused:
             self._stats.allocation_failures.inc(reservation.refused)
         return reservation
 
-    def _copy_and_commit(self, jobs: Sequence[Callable[[], None]], reservation: Reservation) -> bool:
+    def _copy(self, jobs: Sequence[Callable[[], None]], reservation: Reservation) -> None:
         try:
             self._copier.run(jobs)
         except Exception:
             self._l1.abort(reservation)
             self._stats.transfers["failed"].inc()
             raise
-        return self._commit(reservation)
 
     def _commit(self, reservation: Reservation) -> bool:
         granted = reservation.granted
@@ -314,9 +356,8 @@ class Transfers:
         return pin
 
     def _keep_prefix_recent(self, request: CacheRequest, chunks: range) -> None:
-        """What was stored follows its prefix, so the prefix must not become older than its continuation."""
-        if chunks.start:
-            self._l1.touch(self._sessions.object_keys(request, range(chunks.start)))
+        """What was stored follows its prefix: the whole becomes recent, its head most."""
+        self._l1.touch(self._sessions.object_keys(request, range(chunks.stop)))
 
     def _view(self, entry: Entry) -> memoryview:
         return self._segment.view(entry.offset, entry.nbytes)
@@ -328,9 +369,9 @@ class Transfers:
         assert dtype is not None
         return shape, dtype
 
-    def _slot_view(self, registration: Registration, entry: Entry) -> SlotView:
+    def _slot_views(self, registration: Registration, entries: Sequence[Entry]) -> list[SlotView]:
         shape, dtype = self._form(registration)
-        return SlotView(entry.offset, entry.nbytes, shape, dtype)
+        return [SlotView(entry.offset, entry.nbytes, shape, dtype) for entry in entries]
 
     def _count_copy(self, histogram: Histogram, entries: Sequence[Entry], started: float) -> None:
         if entries:
@@ -338,6 +379,6 @@ class Transfers:
             histogram.observe(nbytes / GIGABYTE / max(1e-9, time.perf_counter() - started))
 
 
-def _copy(target: memoryview, source: memoryview) -> None:
+def _copy_bytes(target: memoryview, source: memoryview) -> None:
     """Copies bytes without holding the interpreter lock."""
     np.copyto(np.frombuffer(target, dtype=np.uint8), np.frombuffer(source, dtype=np.uint8))

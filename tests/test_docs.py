@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from contract.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("bench/*.md"), *ROOT.glob("demo/*.md")])
+OURS = ("app", "contract", "engine", "workers")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
 
@@ -125,6 +127,20 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
         if not target.exists() or (fragment and fragment not in anchors(target.read_text())):
             broken.append(link)
     assert broken == []
+
+
+def test_the_map_names_places_that_exist() -> None:
+    """Backticked paths of docs/architecture.md: from the root, or the end of a source file's path."""
+    sources = [str(path.relative_to(ROOT)) for folder in OURS for path in (ROOT / folder).rglob("*.py")]
+    named = re.findall(r"`([\w./*-]+(?:/|\.py))`", read("docs/architecture.md"))
+
+    def exists(name: str) -> bool:
+        return bool(list(ROOT.glob(name))) or any(fnmatch(source, "*/" + name) for source in sources)
+
+    subfolders = {folder.name + "/" for folder in (ROOT / "tests").iterdir()}
+    subfolders |= {folder.name + "/" for folder in (ROOT / "engine").iterdir()}
+    assert named
+    assert [name for name in named if not exists(name) and name not in subfolders] == []
 
 
 def test_every_page_is_reached_from_the_readme() -> None:

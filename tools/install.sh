@@ -54,4 +54,4 @@ if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -m pip --version >/dev/nu
     }
 fi
 for file in "$@"; do set -- "$@" -r "$file"; shift; done
-exec "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
+exec "$venv/bin/python" -m pip install -qq --disable-pip-version-check "$@"

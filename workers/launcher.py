@@ -27,6 +27,7 @@ from contract.engine_record import RECORD_FILE, read_file_record
 from contract.errors import RedisAway
 from contract.redis_client import check_server, mask_password, open_redis
 from contract.settings import ENVIRONMENT_PREFIX, SettingError, Settings, load_settings
+from contract.version import COMMIT_VARIABLE
 from workers import embedded_redis
 from workers.child import Child, ChildPlan
 from workers.errors import EXIT_CANNOT_START, CannotStart
@@ -41,6 +42,7 @@ LOOK_INTERVAL_S = 0.05
 #: A Redis with much data, or a pool of hundreds of GiB, takes its time.
 START_TIMEOUT_S = 600.0
 STILL_WAITING_S = 10.0
+SOUND_CHECK_INTERVAL_S = 1.0
 #: An external Redis may be starting at the same time as we are.
 REDIS_PATIENCE_S = 5.0
 #: A child that dies this often before it was ever ready will not get there.
@@ -58,6 +60,8 @@ class Launcher:
         self._environ = environ
         self._asked_to_stop = threading.Event()
         self._children: list[Child] = []
+        self._next_sound_check_at = 0.0
+        self._sound_at = 0.0
 
     def stop(self, number: int = 0, frame: FrameType | None = None) -> None:
         """Makes run() stop everything and return. Fit for a signal handler."""
@@ -130,7 +134,7 @@ class Launcher:
         return {
             name: value
             for name, value in self._environ.items()
-            if name != "REDIS_URL" and not name.startswith(ENVIRONMENT_PREFIX)
+            if name == COMMIT_VARIABLE or (name != "REDIS_URL" and not name.startswith(ENVIRONMENT_PREFIX))
         }
 
     def _child_environ(self, *, with_tokens: bool) -> dict[str, str]:
@@ -179,7 +183,27 @@ class Launcher:
                 next_line_at = now + STILL_WAITING_S
                 logger.info("still waiting for %s", ", ".join(child.name for child in waiting))
 
+    def _end_stuck_engine(self) -> None:
+        """A living engine that is of no use, frozen or with a data plane that does not turn, is killed.
+
+        Its death is then handled like any other.
+        """
+        now, patience_s = time.monotonic(), self._settings.engine_stuck_seconds
+        engine = next((child for child in self._children if child.name == "engine"), None)
+        if not patience_s or engine is None or now < self._next_sound_check_at:
+            return
+        self._next_sound_check_at = now + SOUND_CHECK_INTERVAL_S
+        record = read_file_record(self._settings.run_dir / RECORD_FILE)
+        is_sound = record is not None and record.state != "failed" and record.is_alive(time.time())
+        if is_sound or not engine.is_ready:
+            self._sound_at = now
+        elif now - self._sound_at > patience_s:
+            why = record.error if record is not None and record.state == "failed" else "it does not beat"
+            logger.error("engine has not been sound for %.0f s (%s), killing it", now - self._sound_at, why)
+            engine.kill()
+
     def _look(self) -> None:
+        self._end_stuck_engine()
         for child in self._children:
             code = child.check()
             if code is None or child.was_ready:
@@ -212,7 +236,7 @@ class Launcher:
             child.stop()
         from engine.l1.segment import remove_stale_pools  # the launcher itself stays small
 
-        remove_stale_pools()
+        remove_stale_pools(self._settings.shm_name)
         (self._settings.run_dir / RECORD_FILE).unlink(missing_ok=True)
 
 

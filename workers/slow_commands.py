@@ -3,8 +3,8 @@
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
+from queue import SimpleQueue
 
 logger = logging.getLogger(__name__)
 
@@ -18,8 +18,9 @@ class SlowCommands:
     """Runs jobs in order of arrival, four at a time. Jobs handle their own errors."""
 
     def __init__(self) -> None:
-        self._jobs: deque[Callable[[], None]] = deque()
-        self._changed = threading.Condition()
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._unfinished = 0
+        self._lock = threading.Lock()
         self._stopping = False
         self._threads = [
             threading.Thread(target=self._loop, name=f"larder-slow-command-{number}", daemon=True)
@@ -32,18 +33,18 @@ class SlowCommands:
 
     def offer(self, job: Callable[[], None]) -> bool:
         """Whether there was room for it."""
-        with self._changed:
-            if len(self._jobs) >= MAX_WAITING:
+        with self._lock:
+            if self._unfinished >= THREADS + MAX_WAITING:
                 return False
-            self._jobs.append(job)
-            self._changed.notify()
-            return True
+            self._unfinished += 1
+        self._jobs.put(job)
+        return True
 
     def stop(self) -> None:
         """Waits a while for what runs; what waits is left, its commands are delivered again to the next boot."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify_all()
+        self._stopping = True
+        for _ in self._threads:
+            self._jobs.put(None)
         deadline = time.monotonic() + STOP_TIMEOUT_S
         for thread in self._threads:
             if thread.ident is not None:
@@ -52,11 +53,9 @@ class SlowCommands:
             logger.warning("%s still at work, not waiting longer", ", ".join(still))
 
     def _loop(self) -> None:
-        while (job := self._next()) is not None:
-            job()
-
-    def _next(self) -> Callable[[], None] | None:
-        """The oldest waiting job; None when it is time to end."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._stopping or bool(self._jobs))
-            return None if self._stopping else self._jobs.popleft()
+        while (job := self._jobs.get()) is not None and not self._stopping:
+            try:
+                job()
+            finally:
+                with self._lock:
+                    self._unfinished -= 1

@@ -8,8 +8,7 @@ from zmq import MessageTracker
 class ByteBudget:
     """Bytes of messages in hand: arrived and not yet stored, or answered and not yet sent. Any thread may call.
 
-    A store asks first. The size of a retrieve's answer is known only when it is made, so such an answer may exceed
-    the budget by itself; none is begun while the budget is used up.
+    A store asks when it arrives, a retrieve before its answer is made.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -22,26 +21,21 @@ class ByteBudget:
     def held_bytes(self) -> int:
         return self._held
 
-    @property
-    def is_used_up(self) -> bool:
-        return self._held >= self._limit_bytes
-
     def take(self, nbytes: int) -> bool:
-        """Takes `nbytes`, or nothing and False when they do not fit."""
+        """Takes `nbytes`, or nothing and False when they do not fit. 0 always fits."""
+        if not nbytes:
+            return True
         with self._lock:
             if self._held + nbytes > self._limit_bytes:
                 return False
             self._held += nbytes
             return True
 
-    def add(self, nbytes: int) -> None:
-        """Takes `nbytes`, whether they fit or not."""
-        with self._lock:
-            self._held += nbytes
-
     def give_back(self, nbytes: int) -> None:
-        with self._lock:
-            self._held -= nbytes
+        """Gives back `nbytes`; a negative number is taken, whether it fits or not."""
+        if nbytes:
+            with self._lock:
+                self._held -= nbytes
 
     def give_back_when_sent(self, tracker: MessageTracker, nbytes: int) -> None:
         """The socket still needs `nbytes`; `collect` gives them back once it does not."""

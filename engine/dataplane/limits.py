@@ -21,6 +21,10 @@ class DataPlaneLimits:
     max_parked: int = 1024
     #: The longest a client may wait for a lookup in one message.
     max_wait_s: float = 60.0
+    #: A connection is asked for a sign of life so often, and closed when none comes, or nothing is read from it, for so
+    #: long: a frozen client would keep its answers in memory. ZMQ answers by itself, however busy its client is.
+    heartbeat_interval_s: float = 10.0
+    heartbeat_timeout_s: float = 30.0
     transfer_threads: int = 2
     #: Messages queued per connection, in each direction; replies beyond are dropped.
     high_water_mark: int = 1000

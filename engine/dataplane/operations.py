@@ -122,6 +122,12 @@ class Operations:
             return len(parameters[2]) > _EMPTY_DATA_BYTES
         return operation.copies is Copies.ALWAYS or self._travels_in_messages(parameters[1])
 
+    def message_bytes(self, operation: Operation, parameters: Parameters) -> int:
+        """KV bytes that the operation's answer would carry at most. Raises BadRequest."""
+        if operation.copies is not Copies.IN_MESSAGES or not self._travels_in_messages(parameters[1]):
+            return 0
+        return self._engine.message_bytes(*self._key_and_instance(parameters))
+
     def _travels_in_messages(self, instance_frame: Frame) -> bool:
         try:
             return self._engine.answers_in_messages(wire.decode_int64(instance_frame))

@@ -48,6 +48,10 @@ class Router:
             (zmq.SNDHWM, limits.high_water_mark),
             (zmq.RCVHWM, limits.high_water_mark),
             (zmq.LINGER, LINGER_MS),
+            (zmq.HEARTBEAT_IVL, 0 * int(limits.heartbeat_interval_s * 1000)),
+            (zmq.HEARTBEAT_TIMEOUT, 0 * int(limits.heartbeat_timeout_s * 1000)),
+            (zmq.HEARTBEAT_TTL, int(limits.heartbeat_timeout_s * 1000)),
+            (zmq.TCP_MAXRT, int(limits.heartbeat_timeout_s * 1000)),
             (zmq.TCP_KEEPALIVE, 1),
             (zmq.TCP_KEEPALIVE_IDLE, KEEPALIVE_IDLE_S),
         ):

@@ -225,12 +225,15 @@ class DataPlaneServer:
 
     def _run(self, call: Call, name: str, operation: Operation) -> Answer:
         """The operation's answer, or its failure answer. Any thread; never raises."""
-        if operation.copies is Copies.IN_MESSAGES and self._budget.is_used_up:
-            text = f"{self._budget.held_bytes} bytes are held in messages"
-            return self._failed(name, operation, "busy", text)
+        held_bytes = 0
         try:
+            wanted = self._operations.message_bytes(operation, call.parameters)
+            if not self._budget.take(wanted):
+                text = f"an answer of {wanted} bytes beside {self._budget.held_bytes} held in messages already"
+                return self._failed(name, operation, "busy", text)
+            held_bytes = wanted
             answer = operation.run(call.parameters)
-            self._budget.add(_large_bytes(answer))
+            held_bytes -= _large_bytes(answer)
             return answer
         except BadRequest as error:
             return self._failed(name, operation, "bad_request", str(error))
@@ -239,6 +242,8 @@ class DataPlaneServer:
         except Exception:
             logger.exception("data plane: %s failed", name)
             return self._failed(name, operation, "error", "internal error")
+        finally:
+            self._budget.give_back(held_bytes)
 
     def _failed(self, name: str, operation: Operation, reason: str, text: str) -> Failure:
         self._counters.failure(name, reason)

@@ -49,6 +49,7 @@ class CpuShmTensors:
             self.close()
             raise
         self._segment_of = {layer.index: number_of[layer.descriptor.shm_name] for layer in geometry.layers}
+        self.memory_id = self._identify()
         self._tables = self._piece_tables()
 
     def _attach(self, descriptor: TensorDescriptor, number_of: dict[str, int]) -> None:
@@ -57,6 +58,14 @@ class CpuShmTensors:
             number = number_of[descriptor.shm_name] = len(self._segments)
             self._segments.append(_Segment(descriptor.shm_name))
         self._segments[number].need(descriptor.nbytes)
+
+    def _identify(self) -> tuple[object, ...]:
+        places = (
+            (self._segment_of[layer.index], layer.descriptor.storage_offset, layer.descriptor.shape,
+             layer.descriptor.stride)
+            for layer in self._geometry.layers
+        )  # fmt: skip
+        return (*(segment.identity for segment in self._segments), *places)
 
     def _piece_tables(self) -> list[PieceTable]:
         tables, object_start = [], 0
@@ -86,6 +95,16 @@ class CpuShmTensors:
                 for ids, blocks in zip(block_ids, self.blocks_per_chunk, strict=True)
             )
         }
+
+    def missing_groups(self, block_ids: Sequence[Sequence[int]], num_chunks: int) -> list[int]:
+        missing = [0] * num_chunks
+        for bit, window in enumerate(self.layout.windows):
+            group = self._geometry.groups[bit]
+            for chunk in range(num_chunks if window else 0):
+                stop = (chunk + 1) * group.blocks_per_chunk
+                if 0 in block_ids[bit][stop - group.kept_blocks : stop]:
+                    missing[chunk] |= 1 << bit
+        return missing
 
     def gather(self, chunk: int, block_ids: Sequence[Sequence[int]], into: memoryview) -> None:
         with self._in_use():
@@ -178,6 +197,8 @@ class _Segment:
         if not stat.S_ISREG(facts.st_mode) or facts.st_uid != os.geteuid():
             os.close(self._fd)
             raise BadRequest(f"shared memory {name} is not a regular segment of user {os.geteuid()}")
+        #: Tells a segment from a later one of the same name.
+        self.identity = (name, facts.st_dev, facts.st_ino)
 
     def need(self, nbytes: int) -> None:
         """Raises BadRequest when the segment has fewer bytes."""

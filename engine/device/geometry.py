@@ -105,7 +105,8 @@ def kv_geometry(
     layers, shaped = _layers_and_groups(descriptors, groups, layout_hints, chunk_size)
     _check_piece_count(shaped)
     object_bytes = checked_object_bytes(sum(group.chunk_bytes for group in shaped))
-    return KVGeometry(layers, shaped, ObjectLayout(object_bytes, fingerprint(_canonical_text(shaped, chunk_size))))
+    digest = fingerprint(_canonical_text(shaped, chunk_size))
+    return KVGeometry(layers, shaped, ObjectLayout(object_bytes, digest, windows=_windows(shaped, chunk_size)))
 
 
 def _layers_and_groups(
@@ -130,6 +131,20 @@ def _layers_and_groups(
             refusal = refusal or error
     assert refusal is not None
     raise refusal
+
+
+def _windows(groups: Sequence[GroupGeometry], chunk_size: int) -> tuple[int, ...]:
+    """See ObjectLayout.windows. Of a recurrent state only the last one counts."""
+    windows = tuple(_window(group, chunk_size) for group in groups)
+    return windows if any(windows) else ()
+
+
+def _window(group: GroupGeometry, chunk_size: int) -> int:
+    if not group.layers:
+        return 0
+    if group.group.recurrent_state:
+        return 1
+    return -(-group.group.sw_size_tokens // chunk_size) if group.group.sw_size_tokens > 0 else 0
 
 
 def _group_geometry(group: KVGroup, layers: Mapping[int, LayerGeometry], chunk_size: int) -> GroupGeometry:
@@ -207,7 +222,7 @@ def _canonical_text(groups: Sequence[GroupGeometry], chunk_size: int) -> str:
     """Everything two clients must have in common before one may read what the other stored."""
     lines = [f"blocks 1 chunk={chunk_size}"]
     for group in groups:
-        kept = f"kept={group.kept_blocks}/{group.blocks_per_chunk}"
+        kept = f"kept={group.kept_blocks}/{group.blocks_per_chunk} window={_window(group, chunk_size)}"
         lines.append(
             f"group tokens_per_block={group.tokens_per_block} {kept} recurrent={group.group.recurrent_state:d}"
         )

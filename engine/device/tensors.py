@@ -17,18 +17,22 @@ class KVTensors(Protocol):
 
     Ids are checked once per request with `check_block_ids`; the verbs that copy rely on that. Copies of different
     chunks may run in several threads at once. `close` may come while they run: they finish, later ones raise
-    ClientMemoryError.
+    ClientMemoryError. Equal `memory_id` means the same segments, and in them the same tensors at the same places.
     """
 
     layout: ObjectLayout
     blocks_per_chunk: tuple[int, ...]
     num_blocks: tuple[int, ...]
+    memory_id: tuple[object, ...]
 
     def check_block_ids(self, block_ids: BlockIds, num_chunks: int) -> None:
         """Raises NotEnoughBlocks for a list too short for `num_chunks`, BadRequest for any other fault in the lists."""
 
     def null_chunks(self, block_ids: BlockIds, num_chunks: int) -> set[int]:
         """Chunks whose ids are 0 in every group: the inference engine keeps no data for them."""
+
+    def missing_groups(self, block_ids: BlockIds, num_chunks: int) -> list[int]:
+        """Per chunk, a bit for each windowed group of which a block to be kept is the null block (id 0)."""
 
     def gather(self, chunk: int, block_ids: BlockIds, into: memoryview) -> None:
         """Fill `into` (layout.object_bytes long) with chunk number `chunk` of the range. Raises ClientMemoryError."""

@@ -5,28 +5,30 @@ The table and its states are in index.py, leases in leases.py, free space in poo
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import count, islice
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain, count, islice
 
 from engine.l1.eviction import EvictionPolicy, IsolatedLRU
-from engine.l1.holds import ENGINE, ClearResult, EvictionCounts, Holder, Pin, Reservation
+from engine.l1.holds import ENGINE, ClearResult, Holder, Pin, Reservation
 from engine.l1.index import Entry, Index, State
 from engine.l1.invariants import check_invariants
 from engine.l1.leases import LeaseBook, Scope
 from engine.l1.pool import SlotPool
+from engine.l1.report import count_all
+from engine.l1.room import RoomSearch
+from engine.l1.windows import servable_chunks
 from engine.object_key import ObjectKey
 
 #: Most table rows one hold of the lock works through when nobody needs them all at once.
 SLICE = 256
-#: Most entries looked at to make room for one reservation.
-MAX_CANDIDATES = 16384
 
 
 class L1Cache:
-    """All of L1's state behind one lock.
+    """All of L1's state behind one lock. Every verb is thread-safe; readers see READY entries of their own layout.
 
-    The lock guards tables only: no copy, no I/O, no callback, no log while it is held. Every verb is thread-safe.
-    Readers see READY entries of their own layout fingerprint, nothing else.
+    The lock guards tables only: no copy, no I/O, no callback, no log while it is held.
     """
 
     def __init__(
@@ -48,65 +50,77 @@ class L1Cache:
         self._pins: dict[int, Pin] = {}
         self._doomed: set[Entry] = set()
         self._numbers = count(1)
-        self._evictions = EvictionCounts()
+        self._evictions: Counter[str] = Counter()
 
     # ---- writing
 
-    def reserve(self, keys: Sequence[ObjectKey], nbytes: int, fingerprint: bytes, holder: Holder) -> Reservation:
+    def reserve(
+        self,
+        keys: Sequence[ObjectKey],
+        nbytes: int,
+        fingerprint: bytes,
+        holder: Holder,
+        missing: Sequence[int] | None = None,
+    ) -> Reservation:
         """Slots of `nbytes` for those keys that are neither present nor being written, as far as there is room.
 
-        A present object of another layout is replaced unless somebody holds it. What is present already becomes
-        recent. The caller owns the slots until `commit` or `abort`; only the engine's own have no deadline.
+        An object of another layout, or that lacks more KV groups than `missing` says, is replaced unless it is held.
+        The caller owns the slots until `commit` or `abort`; only the engine's own have no deadline.
         """
-        deadline = float("inf") if holder == ENGINE else self._clock() + self._write_ttl_s
-        reservation = Reservation(holder, deadline, [])
+        reservation = Reservation(holder, float("inf") if holder == ENGINE else self._clock() + self._write_ttl_s, [])
         with self._lock:
-            for key in keys:
-                reservation.entries.append(self._reserve_one(key, nbytes, fingerprint, reservation))
+            room = RoomSearch(self._index, self._pool, keys)
+            for key, lacks in zip(keys, missing or [0] * len(keys), strict=True):
+                entry = None
+                if self._is_wanted(key, fingerprint, lacks):
+                    # After one refusal the search for room is not repeated for the rest of the batch.
+                    entry = None if reservation.refused else self._reserve_one(key, nbytes, fingerprint, lacks, room)
+                    reservation.refused += entry is None
+                reservation.entries.append(entry)
             if any(entry is not None for entry in reservation.entries):
                 reservation.number = next(self._numbers)
                 self._reservations[reservation.number] = reservation
         return reservation
 
-    def _reserve_one(self, key: ObjectKey, nbytes: int, fingerprint: bytes, reservation: Reservation) -> Entry | None:
+    def _is_wanted(self, key: ObjectKey, fingerprint: bytes, lacks: int) -> bool:
+        present = self._index.entries.get(key)
+        if present is None:
+            return True
+        if present.state is State.WRITING:
+            return False
+        if present.fingerprint == fingerprint and (lacks == present.missing or lacks & ~present.missing):
+            return False
+        return not present.held
+
+    def _reserve_one(
+        self, key: ObjectKey, nbytes: int, fingerprint: bytes, lacks: int, room: RoomSearch
+    ) -> Entry | None:
         present = self._index.entries.get(key)
         if present is not None:
-            if present.state is State.READY and present.fingerprint == fingerprint:
-                self._index.policy.refresh(key)
-                return None
-            if present.state is State.WRITING or present.held:
-                return None
+            room.forget(present)
             self._evict(present, "replaced")
-        if reservation.refused:
-            reservation.refused += 1
-            return None
         offset = self._pool.allocate(nbytes)
         if offset is None:
-            offset = self._make_room(nbytes)
+            for victim in room.victims(nbytes):
+                self._evict(victim, "room")
+            offset = self._pool.allocate(nbytes)
         if offset is None:
-            reservation.refused += 1
             return None
-        entry = Entry(key, offset, nbytes, fingerprint)
+        entry = Entry(key, offset, nbytes, fingerprint, lacks)
         self._index.add_writing(entry)
         return entry
 
-    def _make_room(self, nbytes: int) -> int | None:
-        """Evicts the oldest contiguous run of evictable objects that leaves room for `nbytes`, and allocates."""
-        evictable: dict[int, Entry] = {}
+    def is_live(self, reservation: Reservation) -> bool:
+        """Whether a commit would succeed now."""
+        with self._lock:
+            in_time = reservation.number in self._reservations and self._clock() < reservation.deadline
+            return in_time and all(entry.state is State.WRITING for entry in reservation.granted)
 
-        def oldest_first() -> Iterator[int]:
-            for key in islice(self._index.policy.oldest(), MAX_CANDIDATES):
-                entry = self._index.entries[key]
-                if not entry.held:
-                    evictable[entry.offset] = entry
-                    yield entry.offset
-
-        run = self._pool.find_run(nbytes, oldest_first())
-        if run is None:
-            return None
-        for offset in run:
-            self._evict(evictable[offset], "room")
-        return self._pool.allocate(nbytes)
+    def adopt(self, reservation: Reservation) -> bool:
+        """Hands a client's reservation to the engine, for a copy of its own; False when it has ended already."""
+        with self._lock:
+            reservation.holder = ENGINE
+            return reservation.number in self._reservations
 
     def commit(self, reservation: Reservation) -> bool:
         """Makes the written objects readable. False when any of them expired or was cleared; those slots are freed."""
@@ -126,9 +140,12 @@ class L1Cache:
     def abort(self, reservation: Reservation) -> None:
         """Gives the slots back; nobody ever saw the objects."""
         with self._lock:
-            if self._reservations.pop(reservation.number, None) is not None:
-                for entry in reservation.granted:
-                    self._drop_writing(entry)
+            self._abort(reservation)
+
+    def _abort(self, reservation: Reservation) -> None:
+        if self._reservations.pop(reservation.number, None) is not None:
+            for entry in reservation.granted:
+                self._drop_writing(entry)
 
     def _drop_writing(self, entry: Entry) -> None:
         """Ends an entry whose writer has let go."""
@@ -142,38 +159,37 @@ class L1Cache:
     def lease_prefix(
         self,
         chunks: Sequence[Sequence[ObjectKey]],
-        fingerprints: frozenset[bytes],
+        layouts: Mapping[bytes, Sequence[int]],
         owner: str,
         scope: Scope,
         readers: int,
     ) -> int:
         """Leases the longest readable prefix of `chunks` to `owner` and returns its length in chunks.
 
-        `chunks[i]` are the keys of chunk i, one per rank and group; a chunk counts when all are READY with one of
-        `fingerprints`, the same one along the prefix for each rank and group. `readers` leases are taken per object.
-        Leases which `owner` had before are given back in the same step.
+        `chunks[i]` are the keys of chunk i, one per rank; a chunk counts when all are READY with one of `layouts`
+        (fingerprint -> windows, see windows.py), the same one along the prefix for each rank. `readers` leases are
+        taken per object. Leases which `owner` had before are given back in the same step.
         """
         deadline = self._clock() + self._read_ttl_s
         with self._lock:
-            found: list[Entry] = []
-            hit = 0
+            found: list[list[Entry]] = []
             row: list[bytes] = []
             for keys in chunks:
-                entries = [self._index.readable(key) for key in keys]
-                present = [entry for entry in entries if entry is not None]
-                layouts = [entry.fingerprint for entry in present]
-                if len(present) < len(keys) or not fingerprints.issuperset(layouts) or (row and layouts != row):
+                entries = [entry for entry in map(self._index.readable, keys) if entry is not None]
+                fingerprints = [entry.fingerprint for entry in entries]
+                if len(entries) < len(keys) or (fingerprints != row if row else not layouts.keys() >= {*fingerprints}):
                     break
-                row = layouts
-                found += present
-                hit += 1
-            self._let_go(self._leases.replace(owner, scope, found, readers, deadline))
+                row = fingerprints
+                found.append(entries)
+            hit = servable_chunks(found, [layouts[fingerprint] for fingerprint in row])
+            self._let_go(self._leases.replace(owner, scope, chain.from_iterable(found[:hit]), readers, deadline))
             return hit
 
-    def release(self, owner: str, keys: Iterable[ObjectKey], readers: int) -> None:
+    def release(self, owner: str, keys: Sequence[ObjectKey], readers: int) -> None:
         """Gives back up to `readers` of the owner's leases on each key. What it does not hold is left alone."""
-        with self._lock:
-            self._let_go(self._leases.release(owner, keys, readers))
+        for start in range(0, len(keys), SLICE):
+            with self._lock:
+                self._let_go(self._leases.release(owner, keys[start : start + SLICE], readers))
 
     def pin(self, keys: Sequence[ObjectKey], fingerprint: bytes, holder: Holder, owner: str) -> Pin | None:
         """Pins all of `keys` for a copy, or none: None when one is not READY with this layout.
@@ -187,9 +203,8 @@ class L1Cache:
             if len(usable) == len(keys):
                 pin = Pin(holder, usable, next(self._numbers))
                 self._pins[pin.number] = pin
-                for entry in usable:
-                    entry.pins += 1
                 for entry in reversed(usable):
+                    entry.pins += 1
                     self._index.policy.used(entry.key)
             self._let_go(self._leases.release(owner, keys, 1))
             return pin
@@ -200,11 +215,10 @@ class L1Cache:
             self._unpin(pin)
 
     def _unpin(self, pin: Pin) -> None:
-        if self._pins.pop(pin.number, None) is None:
-            return
-        for entry in pin.entries:
-            entry.pins -= 1
-        self._let_go(pin.entries)
+        if self._pins.pop(pin.number, None) is not None:
+            for entry in pin.entries:
+                entry.pins -= 1
+            self._let_go(pin.entries)
 
     def _let_go(self, entries: Iterable[Entry]) -> None:
         """Frees those doomed entries that nobody holds any more."""
@@ -225,9 +239,7 @@ class L1Cache:
 
     def evict_to(self, target_bytes: int) -> tuple[int, int]:
         """Evicts oldest first until at most `target_bytes` are used. Returns (objects evicted, objects in the way)."""
-        return self._evict_while(
-            lambda: self._index.policy.oldest(), lambda: self._pool.used_bytes > target_bytes, "capacity"
-        )
+        return self._evict_while(self._index.policy.oldest, lambda: self._pool.used_bytes > target_bytes, "capacity")
 
     def evict_over_quota(self) -> tuple[int, int]:
         """Under IsolatedLRU: evicts each salt's oldest until its bytes are within its limit."""
@@ -237,16 +249,14 @@ class L1Cache:
         with self._lock:
             over = policy.over_limit()
         evicted = blocked = 0
-        for salt, excess in over:
-            with self._lock:
-                allowed = self._index.bytes_by_salt.get(salt, 0) - excess
-            done, held = self._evict_while(
-                lambda salt=salt: policy.oldest_of(salt),  # type: ignore[misc]  # binds this round's salt
-                lambda salt=salt, allowed=allowed: self._index.bytes_by_salt.get(salt, 0) > allowed,  # type: ignore[misc]
-                "quota",
-            )
+        for salt, limit in over:
+            oldest, is_over = partial(policy.oldest_of, salt), partial(self._has_more_than, salt, limit)
+            done, held = self._evict_while(oldest, is_over, "quota")
             evicted, blocked = evicted + done, blocked + held
         return evicted, blocked
+
+    def _has_more_than(self, salt: str, nbytes: int) -> bool:
+        return self._index.bytes_by_salt.get(salt, 0) > nbytes
 
     def _evict_while(
         self, order: Callable[[], Iterator[ObjectKey]], wanted: Callable[[], bool], reason: str
@@ -268,8 +278,7 @@ class L1Cache:
                         evicted += 1
 
     def _evict(self, entry: Entry, reason: str) -> None:
-        self._evictions.by_reason[reason] += 1
-        self._evictions.by_salt[entry.key.cache_salt] += 1
+        self._evictions[reason] += 1
         self._index.remove(entry, evicted=True)
         self._pool.free(entry.offset)
 
@@ -300,22 +309,20 @@ class L1Cache:
             keys = list(self._index.entries)
         for start in range(0, len(keys), SLICE):
             with self._lock:
-                for key in keys[start : start + SLICE]:
-                    entry = self._index.readable(key)
-                    if entry is not None and not entry.held:
-                        self._index.remove(entry)
-                        self._pool.free(entry.offset)
-                        removed += 1
+                entries = map(self._index.readable, keys[start : start + SLICE])
+                for entry in [entry for entry in entries if entry is not None and not entry.held]:
+                    self._index.remove(entry)
+                    self._pool.free(entry.offset)
+                    removed += 1
         with self._lock:
             return ClearResult(removed, len(self._index), 0)
 
     def expire(self) -> tuple[int, int]:
         """Ends leases and reservations past their deadline. Returns (owners, reservations) that lost them.
 
-        The slot of an expired reservation is not used again before its client commits, unregisters or is reaped: the
-        client may still be writing.
+        The slot of an expired reservation stays taken until its client commits or goes: it may still be writing.
         """
-        now, owners, reservations = self._clock(), 0, 0
+        now, owners = self._clock(), 0
         while True:
             with self._lock:
                 if not self._leases.due(now):
@@ -323,9 +330,7 @@ class L1Cache:
                 self._let_go(self._leases.expire(now))
                 owners += 1
         with self._lock:
-            late = [late for late in self._reservations.values() if late.deadline <= now]
-            for reservation in late:
-                reservations += self._doom(reservation)
+            reservations = sum(self._doom(held) for held in self._reservations.values() if held.deadline <= now)
         return owners, reservations
 
     def _doom(self, reservation: Reservation) -> bool:
@@ -344,15 +349,16 @@ class L1Cache:
             for pin in pins:
                 self._unpin(pin)
             for reservation in reservations:
-                del self._reservations[reservation.number]
-                for entry in reservation.granted:
-                    self._drop_writing(entry)
+                self._abort(reservation)
         return len(pins), len(reservations)
 
     def release_scope(self, scope: Scope) -> None:
         """Ends all leases taken for a (model, world size) that has no worker any more."""
         with self._lock:
-            self._let_go(self._leases.drop_scope(scope))
+            owners = self._leases.owners_of(scope)
+        for owner in owners:  # each in a hold of its own: there may be very many
+            with self._lock:
+                self._let_go(self._leases.drop(owner, scope))
 
     # ---- looking
 
@@ -363,7 +369,7 @@ class L1Cache:
     def bytes_by_salt(self) -> dict[str, int]:
         """Readable bytes of each salt."""
         with self._lock:
-            return dict(self._index.bytes_by_salt)
+            return self._index.bytes_by_salt.copy()
 
     def take_changed_salts(self) -> dict[str, int]:
         """Readable bytes of the salts that changed since the last call; 0 for one that has nothing left."""
@@ -371,34 +377,18 @@ class L1Cache:
             changed, self._index.changed_salts = self._index.changed_salts, set()
             return {salt: self._index.bytes_by_salt.get(salt, 0) for salt in changed}
 
-    def take_evictions(self) -> EvictionCounts:
-        """Evictions since the last call."""
+    def take_evictions(self) -> Counter[str]:
+        """Objects evicted since the last call, by reason: capacity, quota, room, replaced."""
         with self._lock:
-            taken, self._evictions = self._evictions, EvictionCounts()
+            taken, self._evictions = self._evictions, Counter()
             return taken
 
     def report(self) -> dict[str, int]:
         """Counts of everything, consistent with each other."""
         with self._lock:
-            leased = {entry for entry, _ in self._leases.leased_entries()}
-            pinned = {entry for pin in self._pins.values() for entry in pin.entries}
-            return {
-                "total_object_count": len(self._index),
-                "write_locked_count": self._index.num_writing,
-                "read_locked_count": len(leased | pinned),
-                "lease_owners": len(self._leases),
-                "leases": self._leases.total,
-                "leased_objects": len(leased),
-                "pins": len(self._pins),
-                "pinned_objects": len(pinned),
-                "reservations": len(self._reservations),
-                "doomed_objects": len(self._doomed),
-                "doomed_bytes": sum(self._pool.slot_size(entry.offset) for entry in self._doomed),
-                "memory_used_bytes": self._pool.used_bytes,
-                "memory_total_bytes": self._pool.capacity,
-                "largest_hole_bytes": self._pool.largest_hole,
-                "num_holes": self._pool.num_holes,
-            }
+            return count_all(
+                self._index, self._pool, self._leases, len(self._reservations), self._pins.values(), self._doomed
+            )
 
     def check(self) -> None:
         """Asserts the invariants: no overlap, no leak, bytes = sums, order = table, every hold has a holder."""

@@ -104,9 +104,9 @@ class IsolatedLRU(EvictionPolicy):
             del self._orders[key.cache_salt], self._bytes[key.cache_salt]
 
     def over_limit(self) -> list[tuple[str, int]]:
-        """Salts whose bytes exceed their limit, with the excess in bytes."""
-        excess = ((salt, nbytes - self._limit_of(salt)) for salt, nbytes in self._bytes.items())
-        return [(salt, over) for salt, over in excess if over > 0]
+        """Salts whose bytes exceed their limit, with that limit in bytes."""
+        limits = ((salt, nbytes, self._limit_of(salt)) for salt, nbytes in self._bytes.items())
+        return [(salt, limit) for salt, nbytes, limit in limits if nbytes > limit]
 
     def oldest_of(self, cache_salt: str) -> Iterator[ObjectKey]:
         """Keys of one salt, oldest first."""

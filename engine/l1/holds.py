@@ -1,14 +1,13 @@
-"""What the cache hands out to those who write or read, and what it tells of what left."""
+"""What the cache hands out to those who write or read."""
 
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from engine.l1.index import Entry
 
 #: Holder of copies the engine makes itself; they end by themselves, so nobody takes them away.
 ENGINE = "engine"
 
-#: Who holds a pin or a reservation: an instance id, or ENGINE.
+#: Who holds a pin or a reservation: the number of a registration, or ENGINE.
 Holder = int | str
 
 
@@ -47,11 +46,3 @@ class ClearResult:
     removed: int
     kept: int
     doomed: int
-
-
-@dataclass(frozen=True, slots=True)
-class EvictionCounts:
-    """Objects that left, by reason (`capacity`, `quota`, `room`, `replaced`) and by cache_salt."""
-
-    by_reason: Counter[str] = field(default_factory=Counter)
-    by_salt: Counter[str] = field(default_factory=Counter)

@@ -32,12 +32,14 @@ class Entry:
     """One object's place in the pool. Guarded by the cache's lock.
 
     `nbytes` are the object's own bytes; its slot may be larger. `leases` and `pins` are sums over all holders.
+    `missing` has a bit for each KV group of which the object holds no data (see windows.py).
     """
 
-    __slots__ = ("fingerprint", "key", "leases", "nbytes", "offset", "pins", "state")
+    __slots__ = ("fingerprint", "key", "leases", "missing", "nbytes", "offset", "pins", "state")
 
-    def __init__(self, key: ObjectKey, offset: int, nbytes: int, fingerprint: bytes) -> None:
+    def __init__(self, key: ObjectKey, offset: int, nbytes: int, fingerprint: bytes, missing: int = 0) -> None:
         self.key, self.offset, self.nbytes, self.fingerprint = key, offset, nbytes, fingerprint
+        self.missing = missing
         self.state = State.WRITING
         self.leases = self.pins = 0
 

@@ -13,6 +13,9 @@ from engine.object_key import ObjectKey
 
 #: (model_name, world_size): leases of a scope end with its last worker.
 Scope = tuple[str, int]
+#: Bounds of the book; beyond them the owners whose deadline is nearest lose their leases.
+MAX_OWNERS = 65_536
+MAX_LEASED = 4_194_304
 
 
 class _OwnersLeases:
@@ -30,6 +33,7 @@ class LeaseBook:
         self._owners: OrderedDict[str, _OwnersLeases] = OrderedDict()
         #: Sum of all counts.
         self.total = 0
+        self._held = 0
 
     def __len__(self) -> int:
         return len(self._owners)
@@ -44,7 +48,11 @@ class LeaseBook:
             self.total += count
         if after.counts:
             self._owners[owner] = after
-        return self._drop(before) if before is not None else []
+            self._held += len(after.counts)
+        free = self._drop(before) if before is not None else []
+        while len(self._owners) > MAX_OWNERS or (self._held > MAX_LEASED and len(self._owners) > 1):
+            free += self._drop(self._owners.popitem(last=False)[1])
+        return free
 
     def release(self, owner: str, keys: Iterable[ObjectKey], count: int) -> list[Entry]:
         """Takes back up to `count` leases of `owner` on each key; what it does not hold is left alone."""
@@ -62,6 +70,7 @@ class LeaseBook:
                 held.counts[key] = (entry, owned - taken)
             else:
                 del held.counts[key]
+                self._held -= 1
             free += self._take(entry, taken)
         if not held.counts:
             del self._owners[owner]
@@ -79,10 +88,17 @@ class LeaseBook:
         """Whether somebody's deadline has passed."""
         return bool(self._owners) and next(iter(self._owners.values())).deadline <= now
 
-    def drop_scope(self, scope: Scope) -> list[Entry]:
-        """Ends all leases of a scope."""
-        owners = [owner for owner, held in self._owners.items() if held.scope == scope]
-        return [entry for owner in owners for entry in self._drop(self._owners.pop(owner))]
+    def owners_of(self, scope: Scope) -> list[str]:
+        """Who has leases in a scope."""
+        return [owner for owner, held in self._owners.items() if held.scope == scope]
+
+    def drop(self, owner: str, scope: Scope) -> list[Entry]:
+        """Ends the leases of an owner, if they are of this scope."""
+        held = self._owners.get(owner)
+        if held is None or held.scope != scope:
+            return []
+        del self._owners[owner]
+        return self._drop(held)
 
     def leased_entries(self) -> Iterator[tuple[Entry, int]]:
         """Every lease with its count, for the invariant check and a forced clear."""
@@ -90,6 +106,7 @@ class LeaseBook:
             yield from held.counts.values()
 
     def _drop(self, held: _OwnersLeases) -> list[Entry]:
+        self._held -= len(held.counts)
         return [free for entry, count in held.counts.values() for free in self._take(entry, count)]
 
     def _take(self, entry: Entry, count: int) -> list[Entry]:

@@ -49,9 +49,7 @@ class SlotPool:
         if at == len(self._by_size):
             return None
         hole_size, offset = self._by_size[at]
-        self._remove_hole(offset)
-        if hole_size > size:
-            self._add_hole(offset + size, hole_size - size)
+        self._shrink_hole(at, offset, hole_size, size)
         self._add_slot(offset, size)
         return offset
 
@@ -163,6 +161,20 @@ class SlotPool:
         self._holes[offset] = size
         self._hole_ends[offset + size] = offset
         insort(self._by_size, (size, offset))
+
+    def _shrink_hole(self, at: int, offset: int, hole_size: int, taken: int) -> None:
+        """Takes the first `taken` bytes of the hole at place `at` of the order by size."""
+        rest = (hole_size - taken, offset + taken)
+        if hole_size == taken or (at and self._by_size[at - 1] > rest):
+            self._remove_hole(offset)
+            if hole_size > taken:
+                self._add_hole(offset + taken, hole_size - taken)
+            return
+        # The usual case, one large hole that gets smaller: it keeps its place in the order.
+        self._by_size[at] = rest
+        del self._holes[offset]
+        self._holes[offset + taken] = hole_size - taken
+        self._hole_ends[offset + hole_size] = offset + taken
 
     def _remove_hole(self, offset: int) -> int:
         size = self._holes.pop(offset)

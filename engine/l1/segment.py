@@ -37,9 +37,9 @@ def default_pool_name(instance_id: str, boot_id: str) -> str:
     return f"{POOL_PREFIX}{readable}_{boot_id}"
 
 
-def remove_stale_pools() -> list[str]:
-    """Removes pools of this user whose owner is dead; returns their names."""
-    names = sorted(name for name in os.listdir(SHM_DIRECTORY) if name.startswith(POOL_PREFIX))
+def remove_stale_pools(own_name: str = "") -> list[str]:
+    """Removes pools of this user whose owner is dead, `own_name` among them; returns their names."""
+    names = sorted(name for name in os.listdir(SHM_DIRECTORY) if name.startswith(POOL_PREFIX) or name == own_name)
     removed = [name for name in names if _remove_if_dead(name)]
     if removed:
         logger.warning("removed %d shared-memory pools left by dead owners: %s", len(removed), ", ".join(removed))

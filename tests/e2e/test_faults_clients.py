@@ -42,7 +42,7 @@ def test_a_killed_client_leaves_nothing_held_and_others_get_right_bytes(served_e
     engine, port = served_engine
 
     seen = run_campaign(
-        Campaign(port, clients=4, seconds=6, prompts=prompts_for(POOL_BYTES, 10)), while_running=engine.check
+        Campaign(port, clients=4, seconds=4, prompts=prompts_for(POOL_BYTES, 10)), while_running=engine.check
     )
 
     assert seen["wrong_chunks"] == seen["broken_promises"] == 0, seen

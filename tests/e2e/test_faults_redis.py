@@ -8,7 +8,7 @@ import pytest
 from tests.campaign.outage import run_outage
 from tests.stack import Larder, RedisServer
 
-OUTAGE_S = 4.0
+OUTAGE_S = 3.0
 
 
 @pytest.fixture

@@ -271,3 +271,15 @@ def test_nothing_of_torch_or_the_engine_is_in_the_web_tier() -> None:
     )
 
     assert json.loads(done.stdout) == []
+
+
+def test_the_commit_is_read_when_the_application_is_loaded(tmp_path: Path) -> None:
+    program = (
+        "import os; os.environ['LARDER_COMMIT_ID'] = 'earlier'; import wsgi; from contract.version import commit_id; "
+        "os.environ['LARDER_COMMIT_ID'] = 'later'; print(commit_id()); from app import close_app; close_app(wsgi.app)"
+    )
+    environ = {**os.environ, "LARDER_DATA_DIR": str(tmp_path)}
+
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environ, check=True)
+
+    assert ran.stdout == "earlier\n"

@@ -2,9 +2,12 @@
 
 import re
 import signal
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -97,6 +100,23 @@ def test_counts_begin_at_zero_after_kill_minus_nine(tmp_path: Path) -> None:
         web.start()
 
         assert counted(web) == 0
+
+
+def test_clients_that_stop_in_mid_request_hold_up_probes_for_seconds_only(
+    engine_process: EngineProcess, web_process: WebProcess
+) -> None:
+    address = ("127.0.0.1", int(str(web_process.settings["http_port"])))
+    with ExitStack() as held:
+        for _ in range(40):
+            half_open = held.enter_context(socket.create_connection(address, timeout=10))
+            half_open.sendall(b"GET /healthcheck HTTP/1.1\r\nHost: 127.0.0.1\r\n")
+        began = time.monotonic()
+
+        answer = web_process.http("GET", "/healthcheck", timeout_s=15)
+        took_s = time.monotonic() - began
+
+    assert answer.status == 200
+    assert took_s < 9.0
 
 
 def test_probes_answer_while_every_place_to_wait_is_taken(

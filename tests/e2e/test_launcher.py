@@ -51,7 +51,7 @@ def failed_start(larder: Larder) -> str:
 @pytest.fixture(scope="module")
 def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Larder]:
     """One instance for the tests that leave its processes alone."""
-    with Larder(tmp_path_factory.mktemp("steady")) as whole:
+    with Larder(tmp_path_factory.mktemp("steady"), commit_id="0123456789abcdef") as whole:
         yield whole
 
 
@@ -64,6 +64,10 @@ def test_it_says_what_listens_where(steady: Larder) -> None:
     assert f"Redis      redis://127.0.0.1:{steady.settings['redis_port']}/0, started here" in log
     assert f"data       {steady.settings['data_dir']}" in log
     assert steady.http("GET", "/status").json()["is_healthy"] is True
+
+
+def test_the_commit_that_it_is_told_is_the_one_it_answers(steady: Larder) -> None:
+    assert steady.http("GET", "/commit_id").json() == "012345678"
 
 
 def test_a_clean_stop_leaves_the_data_directory_alone_and_a_start_finds_it(larder: Larder) -> None:
@@ -123,6 +127,21 @@ def test_a_killed_engine_is_unhealthy_within_three_beats(steady: Larder) -> None
     assert time.monotonic() - began < 4.5
     os.kill(engine, signal.SIGCONT)
     wait_for(lambda: is_healthy(steady), 20, "healthy again")
+
+
+def test_an_engine_that_lives_but_is_frozen_is_started_anew(tmp_path: Path) -> None:
+    with Larder(tmp_path, engine_stuck_seconds=4, shm_name="larder_test_frozen") as whole:
+        wait_for(lambda: len(pids(whole)) == 3, 20, "all children are known")
+        frozen = pids(whole)["engine"]
+
+        os.kill(frozen, signal.SIGSTOP)
+
+        wait_for(lambda: pids(whole)["engine"] != frozen, 30, "another engine is ready")
+        wait_for(lambda: is_healthy(whole), 20, "the whole is healthy again")
+        assert "engine has not been sound for" in whole.log_tail(1000)
+        assert "(it does not beat), killing it" in whole.log_tail(1000)
+        os.kill(pids(whole)["engine"], signal.SIGKILL)
+    assert not Path("/dev/shm/larder_test_frozen").exists()
 
 
 def test_children_end_with_a_killed_launcher(larder: Larder) -> None:

@@ -12,7 +12,7 @@ from flask import Blueprint, request
 from app.backend import QuotaState, current_backend
 from app.errors import RouteError
 from app.policy import ERROR, Level, policy
-from app.request_schema import parse_json
+from app.request_schema import parse_json, whole_body
 from contract.commands import MAX_INTEGER, MAX_SALT_CHARACTERS, DeleteQuota, SetQuota
 from contract.keys import field_to_salt, salt_to_field
 
@@ -28,7 +28,7 @@ def set_quota(cache_salt: str) -> dict[str, Any]:
     backend = current_backend()
     backend.require_engine()
     salt = _salt_of(cache_salt)
-    limit_gb = _limit_in_body(request.get_data())
+    limit_gb = _limit_in_body(whole_body())
     backend.call(SetQuota(cache_salt=salt, limit_bytes=int(limit_gb * GIB)))
     return {"cache_salt": salt_to_field(salt), "limit_gb": limit_gb, "status": "ok"}
 
@@ -83,7 +83,7 @@ def _is_utf8(wsgi_path: str) -> bool:
 def _limit_in_body(raw: bytes) -> float:
     """The limit, checked in the order that clients know; the content type does not matter."""
     try:
-        body = parse_json(raw)
+        body = parse_json(raw, parse_int=float)
     except ValueError as error:
         raise RouteError(400, "invalid JSON body") from error
     if not isinstance(body, dict) or "limit_gb" not in body:
@@ -92,12 +92,10 @@ def _limit_in_body(raw: bytes) -> float:
         limit_gb = float(body["limit_gb"])
     except (TypeError, ValueError) as error:
         raise RouteError(400, "limit_gb must be numeric") from error
-    except OverflowError as error:
-        raise RouteError(400, "limit_gb must be finite") from error
     if not math.isfinite(limit_gb):
         raise RouteError(400, "limit_gb must be finite")
     if limit_gb < 0:
         raise RouteError(400, "limit_gb must be non-negative")
     if limit_gb * GIB > MAX_INTEGER:
         raise RouteError(400, f"limit_gb must be at most {MAX_INTEGER // GIB}")
-    return limit_gb
+    return limit_gb + 0.0  # -0.0 is 0.0 then

@@ -232,7 +232,7 @@ def test_loopback_names() -> None:
 def test_admin_actions_are_noted_and_refused_ones_are_not(
     client: FlaskClient, make_app: Callable[..., Flask], backend: MemoryBackend
 ) -> None:
-    client.delete("/quota/nobody?why=x")
+    client.delete("/quota/nobody?why=x&token=hunter2")
     client.get("/status")
     client.post("/clear-cache", headers={"X-Forwarded-For": "192.0.2.7"})
     client.application.extensions["larder_audit"].close()
@@ -240,7 +240,7 @@ def test_admin_actions_are_noted_and_refused_ones_are_not(
     assert backend.audit == [
         {
             "action": "DELETE /quota/nobody",
-            "query": "why=x",
+            "query": "why=x&token=***",
             "caller": "same machine",
             "address": "127.0.0.1",
             "status": "200",

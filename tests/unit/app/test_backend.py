@@ -12,6 +12,7 @@ from app.backend import QueueBackend
 from app.fuse import Fuse
 from app.shared_read import LastChange, SharedRead
 from contract import snapshots
+from contract.commands import SetQuota
 from contract.engine_record import write_beat
 from contract.errors import EngineAway, RedisAway
 from contract.keys import Keys
@@ -81,6 +82,7 @@ def test_quotas_come_from_the_two_hashes(backend: QueueBackend, redis_server: Re
     client = redis_server.client()
     try:
         write_beat(client, KEYS, tmp_path, record())
+        client.set(KEYS.quota_epoch, "a life")
         assert backend.quotas() == {}
         client.hset(KEYS.quota, mapping={"_default": "5", "alice": "7"})
         client.hset(KEYS.usage, mapping={"alice": '{"l1_bytes": 3}', "bob": '{"l1_bytes": 9}'})
@@ -95,6 +97,59 @@ def test_quotas_come_from_the_two_hashes(backend: QueueBackend, redis_server: Re
         assert backend.quota("bob").l1_bytes == 9
     finally:
         client.close()
+
+
+def test_quotas_that_redis_has_lost_are_not_answered_as_missing(
+    backend: QueueBackend, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    client = redis_server.client()
+    try:
+        write_beat(client, KEYS, tmp_path, record())
+        client.hset(KEYS.quota, mapping={"alice": "7"})
+
+        with pytest.raises(EngineAway):
+            backend.quota("alice")
+        with pytest.raises(EngineAway):
+            backend.quotas()
+
+        client.set(KEYS.quota_epoch, "a life")
+        assert backend.quota("alice").limit_bytes == 7
+    finally:
+        client.close()
+
+
+def test_a_quota_that_is_no_number_does_not_count(
+    backend: QueueBackend, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    client = redis_server.client()
+    try:
+        write_beat(client, KEYS, tmp_path, record())
+        client.set(KEYS.quota_epoch, "a life")
+        client.hset(KEYS.quota, mapping={"alice": "7", "bob": "5 GB", "carol": "-1", "dave": "\u0663"})
+
+        assert {salt: state.limit_bytes for salt, state in backend.quotas().items()} == {"alice": 7}
+        assert backend.quota("bob").limit_bytes is None
+    finally:
+        client.close()
+
+
+def test_other_callers_do_not_get_the_words_about_this_ones_command(
+    backend: QueueBackend, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    client = redis_server.client()
+    try:
+        write_beat(client, KEYS, tmp_path, record())
+    finally:
+        client.close()
+    assert backend.engine_record() is not None
+    redis_server.kill()
+
+    with pytest.raises(RedisAway, match=r"quota\.set may still be done"):
+        backend.call(SetQuota("alice", 1))
+    with pytest.raises(RedisAway) as away:
+        backend.quota("alice")
+
+    assert "quota.set" not in str(away.value)
 
 
 def test_a_dead_redis_and_no_file_is_redis_away_not_a_missing_engine(

@@ -6,7 +6,7 @@ import pytest
 from flask.testing import FlaskClient
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.config import is_secret_name, mask_secrets
+from app.config import is_secret_name, mask_query, mask_secrets
 from app.metrics import merge_families
 from contract.errors import RedisAway
 from tests.unit.app.memory_backend import MemoryBackend, record
@@ -124,3 +124,19 @@ def test_masking_keeps_what_is_no_secret() -> None:
         "password": "",
         "c": {"api_key": "***"},
     }
+
+
+@pytest.mark.parametrize(
+    ("query", "masked"),
+    [
+        ("", ""),
+        ("instance_id=7&block_ids=0,[2,5]", "instance_id=7&block_ids=0,[2,5]"),
+        ("token=hunter2&x=1", "token=***&x=1"),
+        ("x=1&%74oken=hunter2", "x=1&%74oken=***"),
+        ("apiKey=hunter2&sig=hunter2", "apiKey=***&sig=***"),
+        ("url=redis%3A%2F%2F%3Ahunter2%40h", "url=redis://:***@h"),
+        ("token", "token"),
+    ],
+)
+def test_secrets_in_a_query_are_masked(query: str, masked: str) -> None:
+    assert mask_query(query) == masked

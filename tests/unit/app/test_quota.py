@@ -26,13 +26,16 @@ def test_put_then_get_a_quota(client: FlaskClient, backend: MemoryBackend) -> No
     assert client.get("/quota").get_json()["users"].keys() == {"alice"}
 
 
-@pytest.mark.parametrize(("sent", "echoed"), [("10", 10.0), ("0", 0.0), ('"3.5"', 3.5), ("true", 1.0)])
+@pytest.mark.parametrize(
+    ("sent", "echoed"), [("10", 10.0), ("0", 0.0), ('"3.5"', 3.5), ("true", 1.0), ("-0.0", 0.0), ("-0", 0.0)]
+)
 def test_limits_that_are_taken(client: FlaskClient, sent: str, echoed: float) -> None:
     answer = client.put("/quota/alice", data=f'{{"limit_gb": {sent}}}')
 
     assert answer.status_code == 200
     assert answer.get_json()["limit_gb"] == echoed
     assert isinstance(answer.get_json()["limit_gb"], float)
+    assert b"-0" not in answer.data
 
 
 @pytest.mark.parametrize(
@@ -53,6 +56,7 @@ def test_limits_that_are_taken(client: FlaskClient, sent: str, echoed: float) ->
         ('{"limit_gb": 1e400}', "limit_gb must be finite"),
         ('{"limit_gb": "inf"}', "limit_gb must be finite"),
         ('{"limit_gb": ' + "9" * 400 + "}", "limit_gb must be finite"),
+        ('{"limit_gb": ' + "9" * 5001 + "}", "limit_gb must be finite"),
         ('{"limit_gb": -1}', "limit_gb must be non-negative"),
         ('{"limit_gb": 1e308}', "limit_gb must be at most 8589934591"),
         ('{"limit_gb": 8589934592}', "limit_gb must be at most 8589934591"),

@@ -1,5 +1,6 @@
 """Each route's answer and each of its errors, body by body."""
 
+import io
 from typing import Any
 
 import pytest
@@ -280,6 +281,25 @@ def test_a_body_beyond_the_limit_is_413_in_the_shape_of_the_route(client: FlaskC
 
     assert (quota.status_code, quota.get_json()) == (413, {"error": "the body is larger than 4194304 bytes"})
     assert (checksums.status_code, checksums.get_json()["detail"][:8]) == (413, "the body")
+
+
+def test_a_body_of_unknown_length_beyond_the_limit_is_413_too(client: FlaskClient) -> None:
+    def send(path: str, length: int) -> tuple[int, bytes]:
+        body = b'{"limit_gb": 1}'
+        answer = client.open(
+            path,
+            method="PUT" if path.startswith("/quota") else "POST",
+            input_stream=io.BytesIO(body + b" " * (length - len(body))),
+            content_type="application/json",
+            environ_overrides={"wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked"},
+        )
+        return answer.status_code, answer.data
+
+    limit = 4 * 1024 * 1024
+    assert send("/quota/alice", limit - 1)[0] == 200
+    assert send("/quota/alice", limit) == (413, b'{"error":"the body is larger than 4194304 bytes"}')
+    assert send("/quota/alice", limit + 1)[0] == 413
+    assert send("/cache/checksums", limit + 1)[0] == 413
 
 
 def test_a_bug_is_500_without_its_secrets(client: FlaskClient, backend: MemoryBackend) -> None:

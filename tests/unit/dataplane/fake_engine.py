@@ -5,6 +5,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+from engine.cache_request import CacheRequest
 from engine.config import EngineConfig
 from engine.periodic import PeriodicThreads
 from engine.stats import Stats
@@ -32,7 +33,10 @@ VERBS = (
 
 
 class FakeEngine:
-    """`results[verb]` is the verb's result, an exception it raises, or a function that is called with its arguments."""
+    """`results[verb]` is the verb's result, an exception it raises, or a function that is called with its arguments.
+
+    `message_sizes[instance_id]` is what `message_bytes` says of that client where nothing has shared memory.
+    """
 
     chunk_size = 16
 
@@ -40,6 +44,7 @@ class FakeEngine:
         self.config = EngineConfig(chunk_size=self.chunk_size, **config)
         self.stats = Stats()
         self.threads = PeriodicThreads()
+        self.message_sizes: dict[int, int] = {}
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
         self.results: dict[str, Any] = {
             "register_engine_driven": SimpleNamespace(shm_name="pool", pool_size=4096),
@@ -63,6 +68,9 @@ class FakeEngine:
 
     def answers_in_messages(self, instance_id: int) -> bool:
         return self.config.shm_name == "off"
+
+    def message_bytes(self, request: CacheRequest, instance_id: int) -> int:
+        return self.message_sizes.get(instance_id, 0)
 
     def __getattr__(self, verb: str) -> Callable[..., Any]:
         if verb not in VERBS:

@@ -123,9 +123,64 @@ def test_bytes_in_messages_are_bounded_and_given_back(serve):
     assert "larder_dataplane_message_mode_bytes 0.0" in engine.stats.text()
 
 
+def test_a_retrieve_through_shared_memory_needs_no_room_for_messages(serve):
+    engine, client = serve(DataPlaneLimits(max_message_mode_bytes=200_000))
+    engine.results["commit_store"] = gate = Gate(True)
+    storing = client.submit("commit_store", key(), 5, b"x" * 199_995)
+    assert gate.entered.wait(20)
+    assert "larder_dataplane_message_mode_bytes 200000.0" in engine.stats.text()
+
+    with RawClient(engine.server.port) as other:
+        assert other.call("prepare_retrieve", key(), 6)["success"]
+    gate.opened.set()
+    assert value(client, storing) == encode(True)
+
+
+def test_an_answer_that_would_not_fit_into_the_budget_is_a_miss_and_is_never_made(serve):
+    engine, client = serve(DataPlaneLimits(max_message_mode_bytes=250_000), shm_name="off")
+    engine.message_sizes[5], engine.message_sizes[6] = 200_000, 251_000
+    engine.results["prepare_retrieve"] = gate = Gate(SimpleNamespace(success=True, slots=[], data=b"d" * 200_000))
+    first = client.submit("prepare_retrieve", key(), 5)
+    assert gate.entered.wait(20)
+    assert "larder_dataplane_message_mode_bytes 200000.0" in engine.stats.text()
+
+    with RawClient(engine.server.port) as other:
+        assert other.call("prepare_retrieve", key(), 5)["success"] is False
+        gate.opened.set()
+        assert len(value(client, first)) > 200_000
+        wait_for(lambda: other.call("prepare_retrieve", key(), 5)["success"], 20, "the room is given back")
+        assert other.call("prepare_retrieve", key(), 6)["success"] is False
+    assert engine.verbs() == ["prepare_retrieve", "prepare_retrieve"]
+    engine.results["prepare_retrieve"] = SimpleNamespace(success=False, slots=[], data=b"")
+    wait_for(
+        lambda: (
+            client.call("prepare_retrieve", key(), 5)["success"] is False
+            and "larder_dataplane_message_mode_bytes 0.0" in engine.stats.text()
+        ),
+        20,
+        "all room is given back, also that of a miss",
+    )
+
+
+def test_a_client_that_stopped_taking_part_does_not_keep_the_bytes_of_its_answers(serve):
+    """Its connection stays open, as that of a frozen process does, but nothing is read from it any more."""
+    limits = DataPlaneLimits(max_message_mode_bytes=64 << 20, heartbeat_interval_s=0.2, heartbeat_timeout_s=0.6)
+    engine, client = serve(limits, shm_name="off")
+    engine.message_sizes[5], engine.message_sizes[6] = 8 << 20, 60 << 20
+    engine.results["prepare_retrieve"] = SimpleNamespace(success=True, slots=[], data=b"d" * (8 << 20))
+    with RawClient(engine.server.port, unread_messages=1) as frozen:
+        for _ in range(40):
+            frozen.submit("prepare_retrieve", key(), 5)
+        busy = 'larder_dataplane_failures_total{operation="prepare_retrieve",reason="busy"} 0.0'
+        wait_for(lambda: busy not in engine.stats.text(), 20, "the budget is used up by unread replies")
+
+        wait_for(lambda: client.call("prepare_retrieve", key(), 6)["success"], 20, "nearly all of it comes back")
+
+
 def test_a_client_that_does_not_read_loses_replies_and_no_more_bytes_are_made_for_it(serve):
     limits = DataPlaneLimits(max_message_mode_bytes=64 << 20, high_water_mark=1000)
     engine, client = serve(limits, shm_name="off")
+    engine.message_sizes[5] = 8 << 20
     engine.results["prepare_retrieve"] = SimpleNamespace(success=True, slots=[], data=b"d" * (8 << 20))
     with RawClient(engine.server.port, unread_messages=1) as deaf:
         for _ in range(40):

@@ -223,3 +223,27 @@ def test_a_chunk_without_any_real_block_is_null() -> None:
 
         assert tensors.null_chunks(ids, 3) == {0}
         assert tensors.null_chunks(ids, 0) == set()
+
+
+def test_a_windowed_group_is_missing_where_one_of_its_blocks_is_the_null_block() -> None:
+    segment = Segment()
+    layers = [Layer((2, 8, 4, 1, 2), "float16", (0, 1, 2, 3, 4), segment) for _ in range(3)]
+    groups = [
+        KVGroup(0, (0,), 4),
+        KVGroup(1, (1,), 4, sw_size_tokens=20),
+        KVGroup(2, (2,), 16, recurrent_state=True),
+    ]
+    registration = Registration(layers, groups, {"kv_layout": "NHD"})
+    with opened(registration) as tensors:
+        ids = [[1, 2, 3, 4, 5, 6, 7, 0], [0, 0, 0, 1, 2, 3, 4, 5], [0, 1]]
+
+        assert tensors.layout.windows == (0, 2, 1)
+        assert tensors.missing_groups(ids, 2) == [0b110, 0]
+
+
+def test_without_windows_nothing_is_missing() -> None:
+    segment = Segment()
+    layers = [Layer((2, 8, 4, 1, 2), "float16", (0, 1, 2, 3, 4), segment)]
+    with opened(Registration(layers, [], {"kv_layout": "NHD"})) as tensors:
+        assert tensors.layout.windows == ()
+        assert tensors.missing_groups([[0, 1, 2, 3]], 1) == [0]

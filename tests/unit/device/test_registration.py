@@ -121,6 +121,7 @@ PERMUTED = good(shape=[2, 10, 16, 4, 8], stride=[5120, 512, 8, 128, 1], nbytes=1
         (BASE, [KVGroup(0, (0,), 32), KVGroup(1, (1,), 32)], NHD, 256),
         (BASE, [KVGroup(0, (1, 0), 16)], NHD, 256),
         (BASE, [KVGroup(0, (0, 1), 16, 64)], NHD, 256),
+        (BASE, [KVGroup(0, (0, 1), 16, 4096)], NHD, 256),
         (BASE, [], NHD, 512),
         ([dense([2, 10, 16, 16, 8])] * 2, [], {"kv_layout": "HND"}, 256),
     ],
@@ -133,12 +134,23 @@ def test_what_makes_stored_bytes_different_changes_the_fingerprint(
     assert kv_geometry(layers, groups, hints, chunk).layout.fingerprint != reference
 
 
+def test_layouts_that_differ_in_their_windows_only_differ_in_their_fingerprints() -> None:
+    """What may be served to one worker need not do for another then, so they must not share objects."""
+    groups = [KVGroup(0, (0, 1), 16, tokens) for tokens in (-1, 257, 600, 1025)]
+    layouts = [kv_geometry(BASE, [group], NHD, 256).layout for group in groups]
+
+    assert [layout.windows for layout in layouts] == [(), (2,), (3,), (5,)]
+    assert len({layout.fingerprint for layout in layouts}) == 4
+    same = kv_geometry(BASE, [KVGroup(0, (0, 1), 16, 512)], NHD, 256).layout
+    assert (same.windows, same.fingerprint) == ((2,), layouts[1].fingerprint)
+
+
 def test_what_does_not_change_stored_bytes_keeps_the_fingerprint() -> None:
     reference = kv_geometry(BASE, [], NHD, 256).layout.fingerprint
     more_blocks = [dense([2, 99, 16, 4, 8], storage_offset=64)] * 2
     interleaved = good(shape=[2, 10, 16, 4, 8], stride=[512, 2048, 32, 8, 1], nbytes=1 << 30)
 
-    assert kv_geometry(more_blocks, [KVGroup(7, (0, 1), 16, 4096)], NHD, 256).layout.fingerprint == reference
+    assert kv_geometry(more_blocks, [KVGroup(7, (0, 1), 16)], NHD, 256).layout.fingerprint == reference
     assert kv_geometry([interleaved] * 2, [], {"kv_layout": "BLNHC"}, 256).layout.fingerprint == reference
     assert len(reference) == 16
 

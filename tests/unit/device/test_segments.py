@@ -49,6 +49,27 @@ def test_a_segment_smaller_than_registered_is_refused(client: Registration) -> N
         open_client(client, nbytes=client.layers[0].segment.nbytes + 1)
 
 
+def test_the_memory_id_tells_whether_a_registration_names_the_same_memory(client: Registration) -> None:
+    def memory_id(**changes: Any) -> tuple[object, ...]:
+        tensors = open_client(client, **changes)
+        tensors.close()
+        return tuple(tensors.memory_id)
+
+    segment = client.layers[0].segment
+    before = memory_id()
+
+    assert memory_id() == before
+    assert memory_id(storage_offset=0) != before
+    assert memory_id(shape=(2, 7, 4, 2, 3)) != before
+    held = os.open("/dev/shm" + segment.name, os.O_RDONLY)  # so that the system cannot give its inode number anew
+    try:
+        segment.close()
+        segment.open()
+        assert memory_id() != before
+    finally:
+        os.close(held)
+
+
 def test_links_and_directories_are_no_segments(client: Registration) -> None:
     path = f"/dev/shm/lmcache_kv_{os.getpid()}_link"
     os.symlink("/dev/shm" + client.layers[0].segment.name, path)

@@ -1,67 +1,34 @@
 """The engine's verbs as a client of the data plane uses them, with real shared memory."""
 
-from array import array
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from engine.cache_request import CacheRequest, make_request
-from engine.config import EngineConfig
+from engine.cache_request import CacheRequest
 from engine.device.tensor_codec import decode_tensors, encode_tensors
 from engine.engine import Engine
 from engine.errors import BadRequest, StartError, UnknownInstance, Unsupported
-from engine.kv_layout import EngineDrivenRegistration
+from tests.unit.engine.engine_client import (
+    CHUNK,
+    CONFIG,
+    OBJECT_BYTES,
+    REGISTRATION,
+    SHAPE,
+    fill,
+    held,
+    hit,
+    request,
+    started,
+)
 from tests.waiting import wait_for
-
-CHUNK = 16
-SHAPE = (2, 2, CHUNK, 32)
-OBJECT_BYTES = 2 * 2 * CHUNK * 32 * 4
-CONFIG = EngineConfig(instance_id="unit", l1_size_bytes=64 * OBJECT_BYTES, chunk_size=CHUNK)
-REGISTRATION = EngineDrivenRegistration(1, "model", 1, 16, 2, 32, "float32", False, None)
-
-
-@contextmanager
-def started(config: EngineConfig) -> Iterator[Engine]:
-    engine = Engine(config)
-    engine.start()
-    try:
-        yield engine
-        engine.check()
-    finally:
-        engine.stop()
 
 
 @pytest.fixture
 def engine() -> Iterator[Engine]:
     with started(CONFIG) as running:
         yield running
-
-
-def request(chunks: int, request_id: str = "r", *, rank: int | None = 0, ws: int = 1, **fields: object) -> CacheRequest:
-    tokens = array("I", range(1, chunks * CHUNK + 1))
-    fields = {"start": 0, "end": len(tokens)} | fields
-    return make_request("model", ws, rank, tokens, request_id=request_id, **fields)  # type: ignore[arg-type]
-
-
-def fill(engine: Engine, wanted: CacheRequest, instance_id: int = 1, value: int = 7) -> bool:
-    """Stores as a client with shared memory does; every byte is `value`."""
-    prepared = engine.prepare_store(wanted, instance_id)
-    for slot in prepared.slots:
-        engine.segment.view(slot.offset, slot.length)[:] = bytes([value]) * slot.length
-    return engine.commit_store(wanted, instance_id)
-
-
-def hit(engine: Engine, wanted: CacheRequest) -> int | None:
-    engine.lookup(replace(wanted, worker_id=None))
-    return engine.take_lookup_result(wanted.request_id)
-
-
-def held(engine: Engine) -> dict[str, int]:
-    report = engine.l1.report()
-    return {name: report[name] for name in ("leases", "pins", "reservations", "doomed_objects") if report[name]}
 
 
 def test_what_is_stored_is_found_and_read_back(engine: Engine) -> None:
@@ -353,7 +320,6 @@ def test_quotas_act_only_once_they_were_read_and_only_under_isolated_lru() -> No
 
 def test_more_than_the_pool_holds_is_refused_without_failing(engine: Engine) -> None:
     engine.register_engine_driven(REGISTRATION)
-
     prepared = engine.prepare_store(request(80), 1)
 
     assert len(prepared.slots) == 64
@@ -363,7 +329,6 @@ def test_more_than_the_pool_holds_is_refused_without_failing(engine: Engine) -> 
 
 def test_checksums_need_memory_that_the_server_copies(engine: Engine) -> None:
     engine.register_engine_driven(REGISTRATION)
-
     with pytest.raises(UnknownInstance):
         engine.checksum_blocks(9, [0], 1, False)
     with pytest.raises(Unsupported):
@@ -400,4 +365,3 @@ def test_status_and_configuration_tell_what_the_contract_asks_for(engine: Engine
     assert status["registered_non_cuda_instance_ids"] == [1]
     assert status["storage_manager"]["l1_manager"]["memory_total_bytes"] == CONFIG.l1_size_bytes  # type: ignore[index]
     assert set(configuration) == {"mp", "storage_manager", "observability"}
-    assert configuration["mp"]["chunk_size"] == CHUNK  # type: ignore[index]

@@ -24,7 +24,7 @@ def store(l1: L1Cache, keys: list[ObjectKey], nbytes: int = PAGE) -> None:
 
 
 def readable(l1: L1Cache, keys: list[ObjectKey]) -> list[ObjectKey]:
-    return [wanted for wanted in keys if l1.lease_prefix([[wanted]], frozenset([LAYOUT]), "look", ("m", 1), 1)]
+    return [wanted for wanted in keys if l1.lease_prefix([[wanted]], {LAYOUT: ()}, "look", ("m", 1), 1)]
 
 
 def test_a_prefix_loses_its_tail_before_its_head() -> None:
@@ -65,7 +65,7 @@ def test_a_store_that_finds_the_pool_full_makes_room_at_once() -> None:
 def test_what_is_held_is_never_evicted_and_is_reported() -> None:
     l1 = cache(LRU())
     store(l1, [key(1), key(2)])
-    l1.lease_prefix([[key(1)]], frozenset([LAYOUT]), "reader", ("m", 1), 1)
+    l1.lease_prefix([[key(1)]], {LAYOUT: ()}, "reader", ("m", 1), 1)
 
     assert l1.evict_to(0) == (1, 1)
     assert l1.report()["leased_objects"] == 1

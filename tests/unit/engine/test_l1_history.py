@@ -116,7 +116,7 @@ class L1History(RuleBasedStateMachine):
                 break
             expected += 1
 
-        hit = self.l1.lease_prefix([[key] for key in keys], frozenset(LAYOUTS), owner, scope, readers)
+        hit = self.l1.lease_prefix([[key] for key in keys], dict.fromkeys(LAYOUTS, ()), owner, scope, readers)
 
         assert hit == expected
         self.leases.pop(owner, None)
