@@ -18,6 +18,9 @@ from tests.conformance.tls import make_certificate, tls_in_front_of
 from tests.stack import RedisServer, free_port
 from tests.waiting import wait_for
 
+# A cluster of three and its restarts take too long for every run.
+pytestmark = [pytest.mark.soak, pytest.mark.redis]
+
 PREFIX = "kv[1]*:"
 
 

@@ -26,6 +26,9 @@ from tests.waiting import wait_for
 # The library starts its own event loop with the first call, once per process; its descriptors are no leak.
 MemoryStore().put("started", b"")
 
+# Two S3 servers and their timeouts take too long for every run.
+pytestmark = pytest.mark.soak
+
 PREFIX = "some/prefix"
 
 
