@@ -7,7 +7,8 @@ app, wsgi.py,      app, contract                         torch, zmq
 gunicorn.conf.py
 workers            workers, contract, engine, and of     torch
                    app only app.internal_server
-engine             engine, looking down                  flask, redis, torch outside engine/device
+engine             engine, looking down                  flask, torch outside engine/device and l2/serde,
+                                                         redis outside engine/l2/redis_adapter.py
 
 Down means: dataplane -> engine.py -> movement -> l1, l2, device -> the plain modules beside engine.py.
 """
@@ -119,13 +120,12 @@ def test_workers_take_nothing_of_the_web_tier_but_the_internal_server() -> None:
 
 def test_the_engine_knows_no_contract_no_http_and_no_redis() -> None:
     wrong = [i for i in all_imports("engine/") if i.is_of("contract", "app", "workers", "flask", "redis")]
-    assert_none(wrong)
+    assert_none([i for i in wrong if not (i.is_of("redis") and i.source == "engine/l2/redis_adapter.py")])
 
 
-def test_torch_is_imported_by_the_device_code_alone_and_on_first_need() -> None:
-    wrong = [
-        i for i in all_imports("") if i.is_of("torch") and not (i.source.startswith("engine/device/") and i.deferred)
-    ]
+def test_torch_is_imported_by_device_code_and_codecs_alone_and_on_first_need() -> None:
+    at_home = ("engine/device/", "engine/l2/serde/")
+    wrong = [i for i in all_imports("") if i.is_of("torch") and not (i.source.startswith(at_home) and i.deferred)]
     assert_none(wrong)
 
 

@@ -1,0 +1,139 @@
+"""What one adapter holds, in memory: key -> size, bytes per salt, order of use.
+
+The storage is the truth and the catalog its index: rebuilt at start by a scan, kept up with every write and delete of
+ours. While the scan runs, a no is not final (`complete` is False) and the storage has to be asked; what was written or
+deleted meanwhile is not undone by what the scan had seen before.
+"""
+
+import threading
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Protocol
+
+from engine.l2.base import Stored
+from engine.object_key import ObjectKey
+
+#: Rows worked through in one hold of the lock.
+SLICE = 256
+
+
+class Order(Protocol):
+    """An eviction policy: an order over keys. See engine/l1/eviction.py."""
+
+    def add(self, key: ObjectKey, nbytes: int) -> None: ...
+    def used(self, key: ObjectKey) -> None: ...
+    def remove(self, key: ObjectKey, nbytes: int, *, evicted: bool) -> None: ...
+    def oldest(self) -> Iterator[ObjectKey]: ...
+    def clear(self) -> None: ...
+
+
+class Catalog:
+    """Thread-safe; `contains` takes no lock."""
+
+    def __init__(self, order: Order) -> None:
+        self._order = order
+        self._sizes: dict[ObjectKey, int] = {}
+        self._bytes_by_salt: dict[str, int] = {}
+        self._deleted_during_scan: set[ObjectKey] | None = set()
+        self._lock = threading.Lock()
+        self.bytes_used = 0
+        #: Objects the scan has found so far.
+        self.scanned = 0
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the scan is over, so that a no is a no."""
+        return self._deleted_during_scan is None
+
+    def contains(self, key: ObjectKey) -> bool:
+        """Whether the storage holds `key`, as far as is known."""
+        return key in self._sizes
+
+    def size_of(self, key: ObjectKey) -> int | None:
+        """Stored bytes of `key`; None when it is not known."""
+        return self._sizes.get(key)
+
+    def bytes_by_salt(self) -> dict[str, int]:
+        """Stored bytes of each salt."""
+        with self._lock:
+            return dict(self._bytes_by_salt)
+
+    def add(self, key: ObjectKey, size: int) -> None:
+        """`key` was stored with `size` bytes, as the most recent."""
+        with self._lock:
+            if self._deleted_during_scan is not None:
+                self._deleted_during_scan.discard(key)
+            self._remove(key, evicted=False)
+            self._add(key, size)
+
+    def remove(self, key: ObjectKey, *, evicted: bool = False) -> bool:
+        """`key` is gone; whether it was known."""
+        with self._lock:
+            if self._deleted_during_scan is not None:
+                self._deleted_during_scan.add(key)
+            return self._remove(key, evicted=evicted)
+
+    def used(self, key: ObjectKey) -> None:
+        """`key` was read."""
+        with self._lock:
+            if key in self._sizes:
+                self._order.used(key)
+
+    def oldest(self, start: int, count: int) -> list[tuple[ObjectKey, int]]:
+        """`count` keys with their sizes in the order in which they should go, from place `start` on."""
+        with self._lock:
+            return [(key, self._sizes[key]) for key in islice(self._order.oldest(), start, start + count)]
+
+    def keys_after(self, position: int, count: int) -> list[tuple[ObjectKey, int]]:
+        """Up to `count` entries in the order of the table, from `position` on."""
+        with self._lock:
+            return list(islice(self._sizes.items(), position, position + count))
+
+    def take_scan(self, found: Iterable[Stored]) -> None:
+        """Takes in everything the storage holds, oldest first, and is complete afterwards.
+
+        What is known already is newer than what a scan tells, and stays as it is. What the iterable raises ends the
+        scan and leaves the catalog incomplete, with all it knew.
+        """
+        stored: list[Stored] = []
+        for item in found:
+            stored.append(item)
+            self.scanned = len(stored)
+        stored.sort(key=lambda item: item.used_at)
+        with self._lock:
+            gone = self._deleted_during_scan if self._deleted_during_scan is not None else set()
+            newer = dict(self._sizes)
+            self._order.clear()
+            self._sizes, self._bytes_by_salt, self.bytes_used = {}, {}, 0
+        for start in range(0, len(stored), SLICE):
+            with self._lock:
+                for item in stored[start : start + SLICE]:
+                    if item.key not in newer and item.key not in gone and item.key not in self._sizes:
+                        self._add(item.key, item.size)
+        with self._lock:
+            for key, size in newer.items():
+                if key not in self._sizes and key not in gone:
+                    self._add(key, size)
+            self._deleted_during_scan = None
+
+    def _add(self, key: ObjectKey, size: int) -> None:
+        self._sizes[key] = size
+        self._order.add(key, size)
+        self.bytes_used += size
+        self._bytes_by_salt[key.cache_salt] = self._bytes_by_salt.get(key.cache_salt, 0) + size
+
+    def _remove(self, key: ObjectKey, *, evicted: bool) -> bool:
+        size = self._sizes.pop(key, None)
+        if size is None:
+            return False
+        self._order.remove(key, size, evicted=evicted)
+        self.bytes_used -= size
+        left = self._bytes_by_salt[key.cache_salt] - size
+        if left:
+            self._bytes_by_salt[key.cache_salt] = left
+        else:
+            del self._bytes_by_salt[key.cache_salt]
+        return True

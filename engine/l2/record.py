@@ -1,0 +1,93 @@
+"""What is stored in L2: a header of one page, then the payload.
+
+offset  bytes  field
+------  -----  -------------------------------------------------------------------------------
+0       8      magic "LARDERKV"
+8       2      version, 1
+10      2      length of the key text
+12      4      zero
+16      8      payload length
+24      16     layout fingerprint
+40      16     xxh3-128 of the payload
+56      16     xxh3-128 of the key text
+72      8      xxh3-64 of bytes 0..71
+80      n      key text: the key's JSON form, compact, UTF-8; the rest of the page is zero
+
+Integers are little-endian, digests in xxHash's canonical (big-endian) form. A record is served only when every field
+agrees with what is asked for: another key, build, dtype or shape, a short or long payload, or a flipped bit is a miss.
+"""
+
+import json
+import struct
+from enum import Enum
+
+import xxhash
+
+from engine.errors import BadRequest
+from engine.object_key import ObjectKey, key_from_json, key_to_json
+
+MAGIC = b"LARDERKV"
+VERSION = 1
+HEADER_BYTES = 4096
+_FIELDS = struct.Struct("<8sHH4xQ16s16s16s")
+_CHECK = struct.Struct("<Q")
+_TEXT_AT = _FIELDS.size + _CHECK.size
+MAX_TEXT_BYTES = HEADER_BYTES - _TEXT_AT
+
+
+class Verdict(Enum):
+    """What a stored record is worth to whoever asked."""
+
+    GOOD = "good"
+    #: A record of ours for another layout: of no use now, but not damaged.
+    OTHER_LAYOUT = "other_layout"
+    #: Damaged, cut short, or not the record it should be: it must not stay.
+    CORRUPT = "corrupt"
+
+
+def make_header(key: ObjectKey, fingerprint: bytes, payload: memoryview) -> bytes:
+    """The header page for `payload`. Raises BadRequest for a key too long to be stored."""
+    text = json.dumps(key_to_json(key), separators=(",", ":"), ensure_ascii=False).encode()
+    if len(text) > MAX_TEXT_BYTES:
+        raise BadRequest(f"the key takes {len(text)} bytes, at most {MAX_TEXT_BYTES} can be stored")
+    fields = _FIELDS.pack(
+        MAGIC,
+        VERSION,
+        len(text),
+        len(payload),
+        fingerprint,
+        xxhash.xxh3_128_digest(payload),
+        xxhash.xxh3_128_digest(text),
+    )
+    page = fields + _CHECK.pack(xxhash.xxh3_64_intdigest(fields)) + text
+    return page.ljust(HEADER_BYTES, b"\0")
+
+
+def verify(header: memoryview, payload: memoryview, stored_bytes: int, key: ObjectKey, fingerprint: bytes) -> Verdict:
+    """Judges a record of `stored_bytes` that was read into `header` and `payload`.
+
+    The payload is hashed only when all else agrees, about 0.1 ms per MiB.
+    """
+    fields = _FIELDS.unpack_from(header)
+    magic, version, text_bytes, payload_bytes, stored_fingerprint, digest, text_digest = fields
+    (check,) = _CHECK.unpack_from(header, _FIELDS.size)
+    if magic != MAGIC or version != VERSION or check != xxhash.xxh3_64_intdigest(header[: _FIELDS.size]):
+        return Verdict.CORRUPT
+    text = header[_TEXT_AT : _TEXT_AT + text_bytes]
+    if text_bytes > MAX_TEXT_BYTES or xxhash.xxh3_128_digest(text) != text_digest or key_of(header) != key:
+        return Verdict.CORRUPT
+    if stored_bytes != HEADER_BYTES + payload_bytes:
+        return Verdict.CORRUPT
+    if stored_fingerprint != fingerprint or payload_bytes != len(payload):
+        return Verdict.OTHER_LAYOUT
+    return Verdict.GOOD if xxhash.xxh3_128_digest(payload) == digest else Verdict.CORRUPT
+
+
+def key_of(header: memoryview) -> ObjectKey | None:
+    """The key written in a header; None when there is none to read."""
+    text_bytes = _FIELDS.unpack_from(header)[2]
+    try:
+        fields = json.loads(bytes(header[_TEXT_AT : _TEXT_AT + text_bytes]))
+        return key_from_json(fields) if isinstance(fields, dict) else None
+    except (ValueError, BadRequest):
+        return None
