@@ -11,7 +11,8 @@ class DataPlaneLimits:
 
     #: One message frame; a larger one closes its connection. Message-mode clients send a whole store in one frame.
     max_message_bytes: int = 1024 * MIB
-    #: KV bytes that travel inside messages and are held at one time: waiting, being copied, or not yet sent.
+    #: KV bytes that travel inside messages and are held at one time: waiting, being copied, or not yet sent. Keys of
+    #: very long requests that wait for a thread count too.
     max_message_mode_bytes: int = 2048 * MIB
     #: Copies waiting for or held by the transfer threads.
     max_queued_transfers: int = 1024

@@ -28,7 +28,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from engine.dataplane import wire
-from engine.dataplane.token_reader import TokenReader
+from engine.dataplane.token_reader import TokenReader, array_length
 from engine.dataplane.wire import Frame, encode
 from engine.device.tensors import open_kv_tensors
 from engine.errors import BadRequest
@@ -36,9 +36,15 @@ from engine.errors import BadRequest
 if TYPE_CHECKING:
     from engine.engine import Engine
 
-#: A key frame above this length holds more than 16k tokens (3 to 5 bytes each): it is decoded and hashed off the
-#: I/O thread.
+#: With more tokens than this, a key is decoded and hashed off the I/O thread; so is every key frame this long.
+LARGE_KEY_TOKENS = 16 * 1024
 LARGE_KEY_BYTES = 48 * 1024
+#: A session of more chunks than this is ended off the I/O thread: all its objects are made recent, of every rank.
+LONG_SESSION_CHUNKS = 64
+#: All frames of a request together, KV bytes left out: what can be decoded without holding anybody up, and room for
+#: the tokens and block ids of the longest request.
+MAX_REQUEST_BYTES = 1 << 20
+MAX_KEY_REQUEST_BYTES = 16 << 20
 _EMPTY_DATA_BYTES = 2
 
 
@@ -90,6 +96,16 @@ class Operation:
     ordered: bool = True
     copies: Copies = Copies.NEVER
     has_key: bool = False
+    is_long: Callable[[Parameters], bool] | None = None
+
+    def kv_bytes(self, parameters: Parameters) -> int:
+        """Length of the frame with KV bytes, 0 when there is none."""
+        return len(parameters[2]) if self.copies is Copies.WITH_DATA else 0
+
+    @property
+    def max_request_bytes(self) -> int:
+        """Bound of the frames without KV bytes."""
+        return MAX_KEY_REQUEST_BYTES if self.has_key else MAX_REQUEST_BYTES
 
     def failed(self, text: str) -> Failure:
         """The safe answer; `text` is for refusals."""
@@ -114,12 +130,14 @@ class Operations:
 
     def needs_thread(self, operation: Operation, parameters: Parameters) -> bool:
         """Whether it copies KV bytes or has so many tokens that the I/O thread must not do it."""
-        if operation.has_key and len(parameters[0]) > LARGE_KEY_BYTES:
+        if operation.has_key and _has_many_tokens(parameters[0]):
+            return True
+        if operation.is_long is not None and operation.is_long(parameters):
             return True
         if operation.copies is Copies.NEVER:
             return False
         if operation.copies is Copies.WITH_DATA:
-            return len(parameters[2]) > _EMPTY_DATA_BYTES
+            return operation.kv_bytes(parameters) > _EMPTY_DATA_BYTES
         return operation.copies is Copies.ALWAYS or self._travels_in_messages(parameters[1])
 
     def message_bytes(self, operation: Operation, parameters: Parameters) -> int:
@@ -219,6 +237,13 @@ class Operations:
         self._engine.end_session(wire.decode_name(parameters[0]))
         return VOID
 
+    def session_is_long(self, parameters: Parameters) -> bool:
+        try:
+            tokens = self._engine.session_tokens(wire.decode_name(parameters[0]))
+        except BadRequest:
+            return False
+        return tokens > LONG_SESSION_CHUNKS * self._engine.chunk_size
+
     # ---- transfers
 
     def prepare_store(self, parameters: Parameters) -> Answer:
@@ -260,6 +285,15 @@ class Operations:
         return wire.decode_request(parameters[0], self._tokens, tp_size=wire.decode_count(parameters[1]))
 
 
+def _has_many_tokens(key: Frame) -> bool:
+    if len(key) <= LARGE_KEY_TOKENS:
+        return False
+    if len(key) > LARGE_KEY_BYTES:
+        return True
+    count = array_length(bytes(key))
+    return count is None or count > LARGE_KEY_TOKENS
+
+
 def _control(do: Operations) -> dict[str, Operation]:
     nothing, one = range(1), range(1, 2)
     return {
@@ -283,7 +317,7 @@ def _lookups(do: Operations) -> dict[str, Operation]:
         "free_lookup_locks": Operation(do.free_lookup_locks, range(2, 3), VOID, has_key=True),
         "query_prefetch_status": Operation(do.query_prefetch_status, range(1, 2), _ZERO),
         "wait_prefetch_status": Operation(do.wait_prefetch_status, range(2, 3), _ZERO),
-        "end_session": Operation(do.end_session, range(1, 2), VOID),
+        "end_session": Operation(do.end_session, range(1, 2), VOID, is_long=do.session_is_long),
     }
 
 

@@ -34,6 +34,11 @@ class Call:
     operation: bytes
     parameters: Sequence[Frame]
 
+    @property
+    def nbytes(self) -> int:
+        """Of all frames but the identity, which is ours."""
+        return len(self.request_id) + len(self.operation) + sum(map(len, self.parameters))
+
 
 class Router:
     """Owned by one thread at a time, after `open`."""

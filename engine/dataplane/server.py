@@ -26,7 +26,7 @@ from engine.dataplane import wire
 from engine.dataplane.byte_budget import ByteBudget
 from engine.dataplane.counters import UNKNOWN, DataPlaneCounters
 from engine.dataplane.limits import DataPlaneLimits
-from engine.dataplane.operations import Answer, Copies, Failure, Operation, Operations, Parked, Refusal
+from engine.dataplane.operations import Answer, Failure, Operation, Operations, Parked, Refusal
 from engine.dataplane.parking import Parking
 from engine.dataplane.router import LARGE_FRAME_BYTES, SENT, Call, Router
 from engine.dataplane.transfer_pool import TransferPool, Work
@@ -180,10 +180,17 @@ class DataPlaneServer:
         if len(call.parameters) not in operation.parameters:
             text = f"{name} with {len(call.parameters)} parameters"
             self._reply(call, name, operation, self._failed(name, operation, "bad_request", text))
+            return
+        kv_bytes = operation.kv_bytes(call.parameters)
+        other_bytes = call.nbytes - kv_bytes
+        held_bytes = kv_bytes + (other_bytes if other_bytes >= LARGE_FRAME_BYTES else 0)
+        if other_bytes > operation.max_request_bytes:
+            text = f"{other_bytes} bytes, at most {operation.max_request_bytes} are allowed"
+            self._reply(call, name, operation, self._failed(name, operation, "bad_request", text))
         elif self._operations.needs_thread(operation, call.parameters):
-            self._hand_over(call, name, operation)
+            self._queue(call, name, operation, held_bytes)
         elif operation.ordered and self._pool.is_busy(call.identity):
-            self._queue(call, name, operation, 0, extra_room=self._limits.max_queued_short)
+            self._queue(call, name, operation, held_bytes, extra_room=self._limits.max_queued_short)
         else:
             self._reply(call, name, operation, self._run(call, name, operation))
 
@@ -193,16 +200,13 @@ class DataPlaneServer:
         self._complain(text)
         self._send(call, Refusal(text))
 
-    def _hand_over(self, call: Call, name: str, operation: Operation) -> None:
-        """To a transfer thread, unless KV bytes in messages or queued copies have reached their bound."""
-        held_bytes = len(call.parameters[2]) if operation.copies is Copies.WITH_DATA else 0
-        if held_bytes and not self._budget.take(held_bytes):
+    def _queue(self, call: Call, name: str, operation: Operation, held_bytes: int, *, extra_room: int = 0) -> None:
+        """To a transfer thread, unless bytes in messages or what is queued have reached their bound."""
+        if not self._budget.take(held_bytes):
             text = f"{held_bytes} bytes in a message beside {self._budget.held_bytes} held already"
             self._reply(call, name, operation, self._failed(name, operation, "busy", text))
             return
-        self._queue(call, name, operation, held_bytes)
 
-    def _queue(self, call: Call, name: str, operation: Operation, held_bytes: int, *, extra_room: int = 0) -> None:
         def finish(answer: Answer) -> None:
             self._finished.append(_Finished(call, name, operation, answer, held_bytes))
             os.eventfd_write(self._wake_fd, 1)
@@ -217,8 +221,7 @@ class DataPlaneServer:
     def _send_finished(self) -> None:
         while self._finished:
             done = self._finished.popleft()
-            if done.held_bytes:
-                self._budget.give_back(done.held_bytes)
+            self._budget.give_back(done.held_bytes)
             self._reply(done.call, done.name, done.operation, done.answer)
 
     # ---- answers

@@ -107,6 +107,22 @@ class TokenReader:
             del self._by_signature[signature]
 
 
+def array_length(message: bytes) -> int | None:
+    """How many token ids `message` names, by the header of their array; None when it cannot be told at a glance.
+
+    Where the name of the field occurs once, that is where the field is, whatever else the message may say.
+    """
+    name = _FIELD[1:]
+    start = message.find(name)
+    if start < 0 or message.find(name, start + 1) >= 0:
+        return None
+    start += len(name)
+    try:
+        return _array_header(message[start : start + 5])[0]
+    except BadRequest:
+        return None
+
+
 def _array_header(raw: bytes) -> tuple[int, int]:
     """Number of elements of a msgpack array, and where the first one begins."""
     kind = raw[0] if raw else 0

@@ -35,7 +35,8 @@ VERBS = (
 class FakeEngine:
     """`results[verb]` is the verb's result, an exception it raises, or a function that is called with its arguments.
 
-    `message_sizes[instance_id]` is what `message_bytes` says of that client where nothing has shared memory.
+    `message_sizes[instance_id]` is what `message_bytes` says of that client where nothing has shared memory,
+    `session_sizes[request_id]` what `session_tokens` says.
     """
 
     chunk_size = 16
@@ -45,6 +46,7 @@ class FakeEngine:
         self.stats = Stats()
         self.threads = PeriodicThreads()
         self.message_sizes: dict[int, int] = {}
+        self.session_sizes: dict[str, int] = {}
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
         self.results: dict[str, Any] = {
             "register_engine_driven": SimpleNamespace(shm_name="pool", pool_size=4096),
@@ -71,6 +73,9 @@ class FakeEngine:
 
     def message_bytes(self, request: CacheRequest, instance_id: int) -> int:
         return self.message_sizes.get(instance_id, 0)
+
+    def session_tokens(self, request_id: str) -> int:
+        return self.session_sizes.get(request_id, 0)
 
     def __getattr__(self, verb: str) -> Callable[..., Any]:
         if verb not in VERBS:

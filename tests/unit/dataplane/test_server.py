@@ -123,6 +123,88 @@ def test_bytes_in_messages_are_bounded_and_given_back(serve):
     assert "larder_dataplane_message_mode_bytes 0.0" in engine.stats.text()
 
 
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("operation", "parameters", "answer"),
+    [
+        ("store", [key(token_ids=[1 << 20] * 32), 5, [[1]], b"e" * (16 * MIB)], NOT_COPIED),
+        ("lookup", [key(worker_id=None, request_configs=b"c" * (16 * MIB)), 1], None),
+        ("prepare_store", [key(request_configs=b"c" * (16 * MIB)), 5], {"context": {"slots": [], "chunk_indices": []}}),
+        ("commit_store", [key(request_configs=b"c" * (16 * MIB)), 5, b"data"], False),
+        ("report_block_allocation", [9, "m", [{"new_block_ids": [1] * 64, "new_token_ids": [2] * MIB}]], None),
+        ("end_session", ["r" * MIB], None),
+        ("query_prefetch_status", ["r" * MIB], 0),
+        ("clear", [b"x" * MIB], None),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_frames_that_are_no_kv_bytes_are_bounded(serve, operation, parameters, answer):
+    engine, client = serve()
+
+    assert client.call(operation, *parameters) == answer
+
+    assert engine.verbs() == []
+    failed = f'larder_dataplane_failures_total{{operation="{operation}",reason="bad_request"}} 1.0'
+    assert failed in engine.stats.text()
+    assert client.call("noop") == "OK"
+
+
+def test_kv_bytes_and_the_tokens_of_a_very_long_request_are_taken(serve):
+    engine, client = serve()
+    tokens = [1 << 20] * 1_000_000
+
+    assert client.call("commit_store", key(token_ids=tokens, end=len(tokens)), 5, b"x" * (20 * MIB)) is True
+    assert client.call("report_block_allocation", 9, "m", [{"new_block_ids": [1] * 200_000}]) is None
+    assert engine.verbs() == ["commit_store", "report_block_allocation"]
+
+
+def test_large_keys_that_are_queued_count_as_bytes_in_messages(serve):
+    engine, client = serve(DataPlaneLimits(max_message_mode_bytes=250_000))
+    engine.results["store"] = gate = Gate(True)
+    large = key(token_ids=[1 << 20] * 20_000)
+    first = client.submit("store", large, 5, [[1]], b"")
+    assert gate.entered.wait(20)
+
+    second, third = (client.submit("commit_retrieve", large, 5) for _ in range(2))
+    assert value(client, third) == encode(False)
+    small = client.submit("commit_retrieve", key(), 5)
+    gate.opened.set()
+
+    assert [value(client, request_id) for request_id in (first, second, small)] == [
+        encode(COPIED),
+        encode(True),
+        encode(True),
+    ]
+    assert "larder_dataplane_message_mode_bytes 0.0" in engine.stats.text()
+
+
+def test_the_end_of_a_long_session_is_worked_out_off_the_socket_thread(serve):
+    engine, client = serve()
+    engine.session_sizes["long"], engine.session_sizes["short"] = 16 * 1000, 16 * 2
+    engine.results["end_session"] = gate = Gate(None)
+
+    ending = client.submit("end_session", "long")
+    assert gate.entered.wait(20)
+    assert client.call("ping", None) is True
+    gate.opened.set()
+    assert value(client, ending) is None
+    assert client.call("end_session", "short") is None
+
+
+def test_many_tokens_of_one_byte_are_many_tokens(serve):
+    engine, client = serve()
+    engine.results["lookup"] = gate = Gate(None)
+
+    looking = client.submit("lookup", key(worker_id=None, token_ids=[7] * 20_000, end=20_000), 1)
+    assert gate.entered.wait(20)
+    assert client.call("ping", None) is True
+    gate.opened.set()
+
+    assert value(client, looking) is None
+
+
 def test_a_retrieve_through_shared_memory_needs_no_room_for_messages(serve):
     engine, client = serve(DataPlaneLimits(max_message_mode_bytes=200_000))
     engine.results["commit_store"] = gate = Gate(True)

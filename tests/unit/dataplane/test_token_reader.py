@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.dataplane.token_reader import TokenReader
+from engine.dataplane.token_reader import TokenReader, array_length
 from engine.errors import BadRequest
-from tests.unit.dataplane.raw_client import encode
+from tests.unit.dataplane.raw_client import encode, key
 
 TOKEN = st.integers(0, 2**32 - 1)
 
@@ -98,3 +98,21 @@ def test_a_request_larger_than_the_whole_memory_is_read_all_the_same():
 def test_a_truncated_or_foreign_array_is_refused(raw):
     with pytest.raises(BadRequest):
         TokenReader().read("r", raw)
+
+
+@pytest.mark.parametrize("count", [0, 15, 16, 65535, 65536])
+def test_the_number_of_tokens_is_told_from_their_header(count):
+    assert array_length(encode(key(token_ids=[1] * count))) == count
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        key(model_name="token_ids\x90"),
+        {name: value for name, value in key().items() if name != "token_ids"},
+        key(token_ids=7),
+        key(token_ids={}),
+    ],
+)
+def test_a_number_that_is_not_plain_to_see_is_not_guessed(message):
+    assert array_length(encode(message)) is None
