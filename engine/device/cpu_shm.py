@@ -18,6 +18,7 @@ import numpy as np
 from engine.device.block_runs import PieceTable, Transfer
 from engine.device.checksums import layer_checksums, whole_checksums
 from engine.device.describe import describe_geometry
+from engine.device.descriptor_count import SEGMENT_DESCRIPTORS
 from engine.device.geometry import KVGeometry
 from engine.errors import BadRequest, ClientMemoryError, NotEnoughBlocks
 from engine.kv_layout import TensorDescriptor
@@ -140,8 +141,8 @@ class CpuShmTensors:
 
     def close(self) -> None:
         with self._lock:
+            idle = not self._closed and self._users == 0
             self._closed = True
-            idle = self._users == 0
         if idle:
             self._close_segments()
 
@@ -188,14 +189,16 @@ class _Segment:
         self.name = name
         if not _NAME.fullmatch(name):
             raise BadRequest(f"shared memory name {name!r}: a name like /lmcache_kv_<pid>_<n> is wanted")
+        SEGMENT_DESCRIPTORS.take(name)
         try:
             self._fd = os.open(SHM_DIRECTORY + name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
+            SEGMENT_DESCRIPTORS.give_back()
             raise BadRequest(f"shared memory {name} cannot be opened: {error.strerror}") from error
         self._nbytes = 0
         facts = os.fstat(self._fd)
         if not stat.S_ISREG(facts.st_mode) or facts.st_uid != os.geteuid():
-            os.close(self._fd)
+            self.close()
             raise BadRequest(f"shared memory {name} is not a regular segment of user {os.geteuid()}")
         #: Tells a segment from a later one of the same name.
         self.identity = (name, facts.st_dev, facts.st_ino)
@@ -246,6 +249,7 @@ class _Segment:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+            SEGMENT_DESCRIPTORS.give_back()
 
 
 def _parts(offset: int, ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, Sequence[tuple[int, int]]]]:

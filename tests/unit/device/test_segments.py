@@ -1,12 +1,14 @@
 """Client segments that are not what they should be, or stop being it; block ids that do not exist."""
 
 import os
+import resource
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from engine.device.descriptor_count import RESERVED_DESCRIPTORS, SEGMENT_DESCRIPTORS, DescriptorCount
 from engine.device.tensors import open_kv_tensors
 from engine.errors import BadRequest, ClientMemoryError, NotEnoughBlocks, Unsupported
 from engine.kv_layout import KVGroup
@@ -68,6 +70,57 @@ def test_the_memory_id_tells_whether_a_registration_names_the_same_memory(client
         assert memory_id() != before
     finally:
         os.close(held)
+
+
+def test_open_segments_are_counted_and_refused_near_the_limit(
+    client: Registration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = SEGMENT_DESCRIPTORS.held
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (before + RESERVED_DESCRIPTORS + 1,) * 2)
+
+    first = open_client(client)
+    assert SEGMENT_DESCRIPTORS.held == before + 1
+    with pytest.raises(BadRequest, match=f"{before + 1} segments are open"):
+        open_client(client)
+    first.close()
+    first.close()
+    assert SEGMENT_DESCRIPTORS.held == before
+    with pytest.raises(BadRequest, match="cannot be opened"):
+        open_client(client, shm_name="/lmcache_kv_no_such_segment")
+    with pytest.raises(BadRequest, match="bytes"):
+        open_client(client, nbytes=client.layers[0].segment.nbytes + 1)
+    assert SEGMENT_DESCRIPTORS.held == before
+
+    open_client(client).close()
+
+
+def test_the_process_may_have_as_many_descriptors_as_the_system_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = [(1024, 9000)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, wanted: limits.append(wanted))
+    descriptors = DescriptorCount()
+
+    descriptors.take("/a")
+    descriptors.take("/b")
+
+    assert limits == [(1024, 9000), (9000, 9000)]
+    assert descriptors.held == 2
+
+
+@pytest.mark.parametrize("limit", [(resource.RLIM_INFINITY, resource.RLIM_INFINITY), (1024, resource.RLIM_INFINITY)])
+def test_a_limit_that_is_none_or_cannot_be_raised_is_no_fault(
+    monkeypatch: pytest.MonkeyPatch, limit: tuple[int, int]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError("not allowed to raise maximum limit")
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limit)
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    descriptors = DescriptorCount()
+
+    descriptors.take("/a")
+
+    assert descriptors.held == 1
 
 
 def test_links_and_directories_are_no_segments(client: Registration) -> None:
