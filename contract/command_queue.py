@@ -118,21 +118,22 @@ class CommandSubmitter:
         arguments = [*ours, self._max_length, self._max_bytes, SEEN_TTL_S]
         reply = self._ask_at_once(keys, arguments, command) if command.repeatable else None
         if reply is None:
-            # Either it takes longer, or Redis did not know the script yet.
-            reply = self._submit(keys, arguments) or self._wait(command, keys[3], give_up_at)
+            # Not asked yet, or it takes longer: an id that Redis has seen is not added again.
+            reply = self._submit(command, keys, arguments) or self._wait(command, keys[3], give_up_at)
         return _result_of(reply)
 
     def _ask_at_once(self, keys: list[str], arguments: list[Any], command: Command) -> dict[str, Any] | None:
         """Submits and waits a while for the reply or the refusal, both of which come in the reply list."""
         commands = [
             ("CLIENT", "REPLY", "SKIP"),
-            ("EVALSHA", self._script.sha, len(keys), *keys, *arguments, "push"),
+            # In full: nobody reads the answer, so a Redis that does not know it by its digest could not say so.
+            ("EVAL", _SUBMIT, len(keys), *keys, *arguments, "push"),
             ("BLPOP", keys[3], min(WAIT_SLICE_S, command.timeout_s)),
         ]
         try:
             popped = self._exchange_once_more_if_cut_off(commands)
         except redis.RedisError as error:
-            raise RedisAway(f"{describe(error)}; {command.op} may still be done") from error
+            raise _cut_off(command, error) from error
         return None if popped is None else cast(dict[str, Any], json.loads(popped[1]))
 
     def _exchange_once_more_if_cut_off(self, commands: list[tuple[Any, ...]]) -> list[str] | None:
@@ -145,23 +146,23 @@ class CommandSubmitter:
         except redis.ConnectionError:
             return cast(list[str] | None, self._connections.exchange(commands, 1)[0])
 
-    def _submit(self, keys: list[str], arguments: list[Any]) -> dict[str, Any] | None:
+    def _submit(self, command: Command, keys: list[str], arguments: list[Any]) -> dict[str, Any] | None:
         """The refusal, or None when the command is in the queue. The seen marker makes a second try safe."""
         try:
             answer = self._script(keys, [*arguments, "answer"])
         except redis.TimeoutError as error:
-            raise RedisAway(describe(error)) from error
+            raise _cut_off(command, error) from error
         except redis.ConnectionError:
-            answer = self._submit_again(keys, arguments)
+            answer = self._submit_again(command, keys, arguments)
         except redis.RedisError as error:
             raise RedisAway(describe(error)) from error
         return None if answer is None else cast(dict[str, Any], json.loads(cast(str, answer)))
 
-    def _submit_again(self, keys: list[str], arguments: list[Any]) -> object:
+    def _submit_again(self, command: Command, keys: list[str], arguments: list[Any]) -> object:
         try:
             return self._script(keys, [*arguments, "answer"])
         except redis.RedisError as error:
-            raise RedisAway(describe(error)) from error
+            raise _cut_off(command, error) from error
 
     def _wait(self, command: Command, key: str, give_up_at: float) -> dict[str, Any]:
         while (remaining_s := give_up_at - time.monotonic()) > 0:
@@ -169,10 +170,15 @@ class CommandSubmitter:
                 # A block of 0 would be for ever.
                 (popped,) = self._connections.exchange([("BLPOP", key, max(0.01, min(WAIT_SLICE_S, remaining_s)))], 1)
             except redis.RedisError as error:
-                raise RedisAway(f"{describe(error)}; {command.op} may still be done") from error
+                raise _cut_off(command, error) from error
             if popped is not None:
                 return cast(dict[str, Any], json.loads(popped[1]))
         raise DeadlinePassed(f"{command.op}: no reply within {command.timeout_s:g} s")
+
+
+def _cut_off(command: Command, error: redis.RedisError) -> RedisAway:
+    """Redis may have the command already, so it may take effect although its caller gets an error."""
+    return RedisAway(f"{describe(error)}; {command.op} may still be done")
 
 
 def _result_of(reply: dict[str, Any]) -> dict[str, Any]:

@@ -96,6 +96,15 @@ def test_a_frozen_redis_is_noticed_within_two_seconds(side: QueueSide, any_redis
     assert side.engine.effects.count("frozen") <= 1
 
 
+def test_a_change_whose_submission_got_no_answer_may_still_be_done(side: QueueSide, any_redis: RedisServer) -> None:
+    any_redis.freeze()
+    try:
+        with pytest.raises(RedisAway, match=r"quota\.delete may still be done"):
+            side.submitter.call(DeleteQuota("frozen"))
+    finally:
+        any_redis.thaw()
+
+
 def test_redis_frozen_in_mid_command(side: QueueSide, any_redis: RedisServer, pool: ThreadPoolExecutor) -> None:
     side.engine.gate.clear()
     call = pool.submit(side.submitter.call, DeleteQuota("a"))
