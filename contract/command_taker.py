@@ -7,6 +7,7 @@ again, same process    skipped while it is in hand; an answer that could not be 
 again, next process    handed out, at most 3 deliveries in all; one that must not run twice and had begun is not run
 past its deadline      not run: dead letter, reply `expired`
 given up               dead letter with the reason, and an error reply
+reply key of no list   dead letter with the reason; the others of its batch are answered
 
 An entry leaves the stream in the same transaction that writes its reply, so none is lost without an answer.
 Entries are read, and answers written, as many at a time as there are.
@@ -237,22 +238,51 @@ class CommandTaker:
                 raise
 
     def _send(self, batch: dict[str, tuple[dict[str, str], _Answer]]) -> None:
-        commands: list[Words] = []
-        for fields, answer in batch.values():
+        commands: list[tuple[str, Words]] = []  # each with the id of the entry that it is for
+        for entry_id, (fields, answer) in batch.items():
             if answer.reason:
-                letter = [word for pair in _dead_letter(fields, answer.reason).items() for word in pair]
-                commands.append(("XADD", self._keys.dead, "MAXLEN", DEAD_MAX_ENTRIES, "*", *letter))
+                commands.append((entry_id, self._bury(fields, answer.reason)))
             if command_id := fields.get("id"):
                 reply_key = self._keys.reply(command_id)
-                commands.append(("RPUSH", reply_key, answer.text))
-                commands.append(("EXPIRE", reply_key, REPLY_TTL_S))
-        commands.append(("XACK", self._keys.commands, GROUP, *batch))
-        commands.append(("XDEL", self._keys.commands, *batch))
-        self._writing.transaction(commands)
+                commands.append((entry_id, ("RPUSH", reply_key, answer.text)))
+                commands.append((entry_id, ("EXPIRE", reply_key, REPLY_TTL_S)))
+        commands.append(("", ("XACK", self._keys.commands, GROUP, *batch)))
+        commands.append(("", ("XDEL", self._keys.commands, *batch)))
+        results = self._writing.transaction([words for _, words in commands], keep_errors=True)
+        failures = {
+            entry_id: result
+            for (entry_id, _), result in zip(commands, results, strict=True)
+            if isinstance(result, redis.RedisError)
+        }
+        if "" in failures:
+            raise failures[""]
         with self._lock:
             for entry_id in batch:
                 self._unsent.pop(entry_id, None)
                 self._in_hand.discard(entry_id)
+        for entry_id, error in failures.items():
+            self._note_unwritten(entry_id, *batch[entry_id], error)
+
+    def _bury(self, fields: dict[str, str], reason: str) -> Words:
+        letter = [word for pair in _dead_letter(fields, reason).items() for word in pair]
+        return ("XADD", self._keys.dead, "MAXLEN", DEAD_MAX_ENTRIES, "*", *letter)
+
+    def _note_unwritten(self, entry_id: str, fields: dict[str, str], answer: _Answer, error: redis.RedisError) -> None:
+        """A key of the entry's answer is of another type, so that nobody will ever get it.
+
+        The entry has left the stream with the rest of its batch, or it would be tried for ever. A dead letter tells,
+        unless it is one already.
+        """
+        reason = f"{fields.get('op', '?')}: the answer cannot be written: {describe(error)}"
+        logger.error("command %s: %s", fields.get("id", entry_id), reason)
+        if answer.reason:
+            return
+        with self._lock:
+            self._counts["dead"] += 1
+        try:
+            self._writing.exchange([self._bury(fields, reason)], 1)
+        except redis.RedisError as second:
+            logger.error("command %s: no dead letter either: %s", fields.get("id", entry_id), describe(second))
 
     def _next_pending(self) -> Delivery | None:
         """The next entry that was delivered and not answered, whoever it was delivered to."""

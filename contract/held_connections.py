@@ -55,12 +55,16 @@ class HeldConnections:
             connection.disconnect()  # type: ignore[no-untyped-call]  # it is opened again when it is used
         return connection
 
-    def transaction(self, commands: Sequence[Words]) -> list[Any]:
-        """The results of commands that Redis runs all or none. Raises redis.RedisError, also for a failed command."""
+    def transaction(self, commands: Sequence[Words], *, keep_errors: bool = False) -> list[Any]:
+        """The results of commands that Redis runs all or none. Raises redis.RedisError, also for a failed command.
+
+        A command that fails when it is run, on a key of another type, does not keep the others from being run. With
+        `keep_errors` its error stands in its place among the results.
+        """
         answers = self.exchange([("MULTI",), *commands, ("EXEC",)], len(commands) + 2)
         results = cast(list[Any], answers[-1])
         for result in results:
-            if isinstance(result, redis.RedisError):
+            if isinstance(result, redis.RedisError) and not keep_errors:
                 raise result
         return results
 

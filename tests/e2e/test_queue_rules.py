@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from contract import snapshots
+from contract.command_queue import WAIT_SLICE_S
 from contract.commands import ChecksumBlocks, DeleteQuota, PingEngine, SetQuota
 from contract.errors import CommandFailed, DeadlinePassed, EngineAway, OutcomeUnknown, QueueFull
 from contract.keys import DEAD_MAX_ENTRIES
@@ -146,6 +147,48 @@ def test_what_nobody_can_read_becomes_a_dead_letter(side: QueueSide, fields: dic
     assert reason in letter["reason"]
     assert side.submitter.call(PingEngine()) == {"boot_id": side.engine.boot_id}
     assert side.client.xlen(KEYS.commands) == 0
+
+
+def test_a_reply_that_cannot_be_written_stops_no_other(side: QueueSide, pool: ThreadPoolExecutor) -> None:
+    (first,) = fill(side, pool, 1)
+    ping = {"op": "engine.ping", "body": "{}", "deadline": f"{time.time() + 60:.3f}"}
+    side.client.set(KEYS.reply("wrong"), "a text, where a list belongs")
+    for command_id in ("before", "wrong", "after"):
+        add_by_hand(side, id=command_id, **ping)
+    side.engine.gate.set()
+
+    first.result(20)
+    (letter,) = wait_for(lambda: dead(side), 20, "the dead letter is there")
+
+    assert letter["id"] == "wrong"
+    assert "WRONGTYPE" in letter["reason"]
+    assert side.submitter.call(PingEngine()) == {"boot_id": side.engine.boot_id}
+    assert [side.client.llen(KEYS.reply(command_id)) for command_id in ("before", "after")] == [1, 1]
+    wait_for(lambda: side.taker.in_hand() == 0, 20, "nothing is in hand")
+    assert side.client.xlen(KEYS.commands) == 0
+    assert len(dead(side)) == 1
+
+
+def test_dead_letters_that_cannot_be_written_stop_no_answer(side: QueueSide) -> None:
+    side.client.set(KEYS.dead, "a text, where a stream belongs")
+
+    add_by_hand(side, id="unread", op="nonsense", body="{}", deadline="1")
+
+    wait_for(lambda: side.client.llen(KEYS.reply("unread")) == 1, 20, "it is answered")
+    assert side.submitter.call(PingEngine()) == {"boot_id": side.engine.boot_id}
+    wait_for(lambda: side.taker.in_hand() == 0, 20, "nothing is in hand")
+    assert side.client.llen(KEYS.reply("unread")) == 1
+    assert side.client.xlen(KEYS.commands) == 0
+
+
+def test_a_redis_that_knows_no_script_costs_no_wait(side: QueueSide) -> None:
+    for salt in ("a", "b", "c"):
+        side.client.script_flush()
+        began = time.monotonic()
+
+        side.submitter.call(SetQuota(salt, 1))
+
+        assert time.monotonic() - began < WAIT_SLICE_S
 
 
 def test_dead_letters_are_capped(side: QueueSide) -> None:
