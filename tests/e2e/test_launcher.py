@@ -130,7 +130,8 @@ def test_a_killed_engine_is_unhealthy_within_three_beats(steady: Larder) -> None
 
 
 def test_an_engine_that_lives_but_is_frozen_is_started_anew(tmp_path: Path) -> None:
-    with Larder(tmp_path, engine_stuck_seconds=4, shm_name="larder_test_frozen") as whole:
+    name = f"larder_test_frozen_{os.getpid()}"
+    with Larder(tmp_path, engine_stuck_seconds=4, shm_name=name) as whole:
         wait_for(lambda: len(pids(whole)) == 3, 20, "all children are known")
         frozen = pids(whole)["engine"]
 
@@ -141,7 +142,7 @@ def test_an_engine_that_lives_but_is_frozen_is_started_anew(tmp_path: Path) -> N
         assert "engine has not been sound for" in whole.log_tail(1000)
         assert "(it does not beat), killing it" in whole.log_tail(1000)
         os.kill(pids(whole)["engine"], signal.SIGKILL)
-    assert not Path("/dev/shm/larder_test_frozen").exists()
+    assert not Path("/dev/shm", name).exists()
 
 
 def test_children_end_with_a_killed_launcher(larder: Larder) -> None:

@@ -1,5 +1,6 @@
 """The engine's verbs as a client of the data plane uses them, with real shared memory."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -348,11 +349,11 @@ def test_a_pool_that_does_not_fit_is_a_start_error_with_both_numbers() -> None:
 
 
 def test_a_pool_name_of_a_running_engine_is_refused_and_that_of_a_dead_one_is_taken_over() -> None:
-    config = replace(CONFIG, shm_name="larder_unit_shared_name")
+    config = replace(CONFIG, shm_name=f"larder_unit_shared_name_{os.getpid()}")
     with started(config), pytest.raises(StartError, match="belongs to a running process"):
         Engine(config).start()
     with started(config) as engine:
-        assert engine.segment.name == "larder_unit_shared_name"
+        assert engine.segment.name == config.shm_name
 
 
 def test_status_and_configuration_tell_what_the_contract_asks_for(engine: Engine) -> None:
