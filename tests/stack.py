@@ -27,6 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import psutil
 import pytest
 import redis
 
@@ -262,6 +263,16 @@ class SettingsPart(Part):
         ours = {f"LARDER_{name.upper()}": str(value) for name, value in self.settings.items()}
         return {**outside, **ours, "PYTHONUNBUFFERED": "1"}
 
+    def has_all_web_workers(self) -> bool:
+        """Whether gunicorn has forked all its workers: one that comes later would look like a test's leftover."""
+        assert self.process is not None
+        try:
+            family = psutil.Process(self.process.pid).children(recursive=True)
+            workers = [child for child in family if child.parent() and "gunicorn" in child.parent().cmdline()]
+        except psutil.Error:
+            return False
+        return len(workers) >= int(str(self.settings.get("web_workers", 2)))
+
 
 class EngineProcess(SettingsPart):
     """The engine worker beside a Redis that runs already; ready when its record says so."""
@@ -293,7 +304,7 @@ class EngineProcess(SettingsPart):
 
 
 class WebProcess(SettingsPart):
-    """gunicorn with our application; ready when it answers at all, engine or not."""
+    """gunicorn with our application; ready when it answers at all, engine or not, and all its workers are there."""
 
     name = "web"
 
@@ -306,14 +317,14 @@ class WebProcess(SettingsPart):
         return [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "wsgi:app"]
 
     def is_ready(self) -> bool:
-        return answers(self.url)
+        return answers(self.url) and self.has_all_web_workers()
 
     def http(self, method: str, path: str, body: Any = None, **options: Any) -> Answer:
         return http(method, self.url + path, body, **options)
 
 
 class Larder(SettingsPart):
-    """The whole product as `./larder server` starts it; ready when /healthcheck is 200."""
+    """The whole product as `./larder server` starts it; ready when it is healthy and all web workers are there."""
 
     name = "larder"
 
@@ -334,7 +345,7 @@ class Larder(SettingsPart):
         return [sys.executable, str(ROOT / "larder"), "server"]
 
     def is_ready(self) -> bool:
-        return answers(self.url + "/healthcheck", status=200)
+        return answers(self.url + "/healthcheck", status=200) and self.has_all_web_workers()
 
     def http(self, method: str, path: str, body: Any = None, **options: Any) -> Answer:
         return http(method, self.url + path, body, **options)
