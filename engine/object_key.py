@@ -37,11 +37,6 @@ def pack_kv_rank(world_size: int, worker_id: int) -> int:
     return world_size << 24 | worker_id << 16 | world_size << 8 | worker_id
 
 
-def world_size_of(kv_rank: int) -> int:
-    """The world size packed into `kv_rank`."""
-    return kv_rank >> 24 & 0xFF
-
-
 def check_model_name(model_name: str) -> None:
     """Raises BadRequest for a name that could not be told apart in a joined key."""
     if "@" in model_name:

@@ -98,12 +98,6 @@ class SharedSegment:
         self._prefault_thread = threading.Thread(target=self._populate, name="l1-prefault", daemon=True)
         self._prefault_thread.start()
 
-    def wait_prefaulted(self, timeout_s: float) -> bool:
-        """Whether pre-faulting is over within `timeout_s`."""
-        if self._prefault_thread is not None:
-            self._prefault_thread.join(timeout_s)
-        return self._prefault_thread is None or not self._prefault_thread.is_alive()
-
     def close(self) -> None:
         """Removes the name, unmaps, unlocks. Slices handed out that are still alive keep the memory mapped."""
         self._stopping.set()
