@@ -1,6 +1,8 @@
 """The engine's settings, as plain values. Whoever starts an engine fills this in; here nothing is parsed."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 GIB = 1024**3
 
@@ -10,6 +12,8 @@ HASH_ALGORITHMS = ("blake3", "sha256_cbor", "builtin")
 EVICTION_POLICIES = ("LRU", "IsolatedLRU", "ARC", "noop")
 #: Which kinds of clients may register.
 TRANSFER_MODES = ("auto", "lmcache_driven", "engine_driven")
+#: What becomes of an object in L1 once it is stored in L2: it stays, or it goes.
+STORE_POLICIES = ("default", "skip_l1")
 #: Value of `shm_name` that keeps the pool from being offered to clients: their data travels in messages.
 SHM_OFF = "off"
 
@@ -41,6 +45,15 @@ class EngineConfig:
     worker_registration_grace_seconds: float = 3600.0
     #: Idle time after which a session (token hashes, lookup result) is dropped.
     session_ttl_seconds: float = 600.0
+    #: One object per L2 adapter, the first is the primary; see l2/spec.py.
+    l2_adapter: tuple[Mapping[str, Any], ...] = ()
+    l2_store_policy: str = "default"
+    #: Bytes of L1 that may wait for being written to L2; 0 = a quarter of the pool.
+    write_back_max_bytes: int = 0
+    #: How long a stop waits for what is queued for L2.
+    write_back_drain_seconds: float = 10.0
+    #: A lookup is answered after this time with what there is by then.
+    l2_lookup_deadline_seconds: float = 2.0
     #: Data-plane address, shown by the configuration report.
     host: str = "127.0.0.1"
     port: int = 5555

@@ -5,7 +5,11 @@
     ├── BadRequest           the caller's fault; nothing was changed
     │   ├── UnknownInstance      no such registration (http: not found)
     │   ├── NotEnoughBlocks      fewer block ids than the range needs
+    │   ├── NoLayout             no worker registered this model and world size
     │   └── Unsupported          understood, but this engine does not do it
+    ├── NoL2Adapter          the request is about storage, and none is configured
+    ├── UnknownL2Adapter     no configured adapter is of this type
+    ├── TooBusy              as many of these run as may; later there is room again
     └── ClientMemoryError    a client's registered memory went away or shrank during a copy
 
 A missing object is not an error: it is a value (None, False or 0).
@@ -36,8 +40,24 @@ class NotEnoughBlocks(BadRequest):
     """A block id list is shorter than the token range needs."""
 
 
+class NoLayout(BadRequest):
+    """No worker is registered for the model and world size, so nobody knows what an object looks like."""
+
+
 class Unsupported(BadRequest):
     """A valid request for something this engine or this registration does not offer."""
+
+
+class NoL2Adapter(EngineError):
+    """No L2 adapter is configured."""
+
+
+class UnknownL2Adapter(EngineError):
+    """No configured L2 adapter is of the type that was named."""
+
+
+class TooBusy(EngineError):
+    """A bound on what may run at one time is reached."""
 
 
 class ClientMemoryError(EngineError):
