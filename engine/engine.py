@@ -22,8 +22,9 @@ from engine.device.tensors import KVTensors
 from engine.errors import BadRequest, UnknownInstance, Unsupported
 from engine.housekeeping import Housekeeping
 from engine.kv_layout import EngineDrivenRegistration, engine_driven_layout
-from engine.l1.cache import SLICE, L1Cache
+from engine.l1.cache import L1Cache
 from engine.l1.eviction import make_policy
+from engine.l1.evictor import SLICE
 from engine.l1.holds import ClearResult
 from engine.l1.pool import SlotPool
 from engine.l1.quota import MAX_LIMIT_BYTES, QuotaTable

@@ -69,7 +69,7 @@ class Stats:
         self.evicted_chunks = Counter("lmcache_mp_l1_evicted_chunks", "Objects evicted from L1.", registry=registry)
         self.evicted_by_reason = self._labelled(
             "larder_l1_evicted_objects", "Objects evicted from L1, by reason.", "reason",
-            ("capacity", "quota", "room", "replaced"),
+            ("capacity", "quota", "room", "replaced", "written"),
         )  # fmt: skip
         self.allocation_failures = Counter(
             "lmcache_mp_l1_allocation_failure_chunks", "Objects not stored for want of room.", registry=registry

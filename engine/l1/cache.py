@@ -5,12 +5,11 @@ The table and its states are in index.py, leases in leases.py, free space in poo
 
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
-from itertools import chain, count, islice
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from itertools import chain, count
 
-from engine.l1.eviction import EvictionPolicy, IsolatedLRU
+from engine.l1.eviction import EvictionPolicy
+from engine.l1.evictor import SLICE, Evictor
 from engine.l1.holds import ENGINE, ClearResult, Holder, Pin, Reservation
 from engine.l1.index import Entry, Index, State
 from engine.l1.invariants import check_invariants
@@ -20,9 +19,6 @@ from engine.l1.report import count_all
 from engine.l1.room import RoomSearch
 from engine.l1.windows import servable_chunks
 from engine.object_key import ObjectKey
-
-#: Most table rows one hold of the lock works through when nobody needs them all at once.
-SLICE = 256
 
 
 class L1Cache:
@@ -50,7 +46,10 @@ class L1Cache:
         self._pins: dict[int, Pin] = {}
         self._doomed: set[Entry] = set()
         self._numbers = count(1)
-        self._evictions: Counter[str] = Counter()
+        self._evictor = Evictor(self._lock, self._index, pool)
+        # See evictor.py.
+        self.evict_to, self.evict_over_quota = self._evictor.evict_to, self._evictor.evict_over_quota
+        self.take_evictions = self._evictor.take_counts
 
     # ---- writing
 
@@ -98,11 +97,11 @@ class L1Cache:
         present = self._index.entries.get(key)
         if present is not None:
             room.forget(present)
-            self._evict(present, "replaced")
+            self._evictor.evict(present, "replaced")
         offset = self._pool.allocate(nbytes)
         if offset is None:
             for victim in room.victims(nbytes):
-                self._evict(victim, "room")
+                self._evictor.evict(victim, "room")
             offset = self._pool.allocate(nbytes)
         if offset is None:
             return None
@@ -125,17 +124,25 @@ class L1Cache:
     def commit(self, reservation: Reservation) -> bool:
         """Makes the written objects readable. False when any of them expired or was cleared; those slots are freed."""
         with self._lock:
-            if self._reservations.pop(reservation.number, None) is None:
-                return False
-            granted = reservation.granted
-            complete = self._clock() < reservation.deadline
-            for entry in reversed(granted):
-                if entry.state is State.WRITING and complete:
-                    self._index.make_ready(entry)
-                else:
-                    complete = False
-                    self._drop_writing(entry)
-            return complete
+            return self._commit(reservation)
+
+    def commit_pinned(self, reservation: Reservation) -> Pin | None:
+        """`commit`, and a pin on what became readable in the same step; None when there is nothing."""
+        with self._lock:
+            return self._pin(reservation.granted, ENGINE) if self._commit(reservation) else None
+
+    def _commit(self, reservation: Reservation) -> bool:
+        if self._reservations.pop(reservation.number, None) is None:
+            return False
+        granted = reservation.granted
+        complete = self._clock() < reservation.deadline
+        for entry in reversed(granted):
+            if entry.state is State.WRITING and complete:
+                self._index.make_ready(entry)
+            else:
+                complete = False
+                self._drop_writing(entry)
+        return complete
 
     def abort(self, reservation: Reservation) -> None:
         """Gives the slots back; nobody ever saw the objects."""
@@ -201,13 +208,32 @@ class L1Cache:
             usable = [entry for entry in entries if entry is not None and entry.fingerprint == fingerprint]
             pin = None
             if len(usable) == len(keys):
-                pin = Pin(holder, usable, next(self._numbers))
-                self._pins[pin.number] = pin
+                pin = self._pin(usable, holder)
                 for entry in reversed(usable):
-                    entry.pins += 1
                     self._index.policy.used(entry.key)
             self._let_go(self._leases.release(owner, keys, 1))
             return pin
+
+    def hold(self, keys: Sequence[ObjectKey], layouts: Container[bytes]) -> list[Pin | None]:
+        """A pin of the engine's own on each of `keys` that is READY in one of `layouts` (fingerprints).
+
+        Nobody has read anything: the order of use stays, and so do leases.
+        """
+        pins: list[Pin | None] = []
+        for start in range(0, len(keys), SLICE):
+            with self._lock:
+                for key in keys[start : start + SLICE]:
+                    entry = self._index.readable(key)
+                    usable = entry is not None and entry.fingerprint in layouts
+                    pins.append(self._pin([entry], ENGINE) if entry is not None and usable else None)
+        return pins
+
+    def _pin(self, entries: list[Entry], holder: Holder) -> Pin:
+        pin = Pin(holder, entries, next(self._numbers))
+        self._pins[pin.number] = pin
+        for entry in entries:
+            entry.pins += 1
+        return pin
 
     def unpin(self, pin: Pin) -> None:
         """The copy is over. A pin that was taken away meanwhile is no error."""
@@ -237,50 +263,15 @@ class L1Cache:
 
     # ---- letting go
 
-    def evict_to(self, target_bytes: int) -> tuple[int, int]:
-        """Evicts oldest first until at most `target_bytes` are used. Returns (objects evicted, objects in the way)."""
-        return self._evict_while(self._index.policy.oldest, lambda: self._pool.used_bytes > target_bytes, "capacity")
-
-    def evict_over_quota(self) -> tuple[int, int]:
-        """Under IsolatedLRU: evicts each salt's oldest until its bytes are within its limit."""
-        policy = self._index.policy
-        if not isinstance(policy, IsolatedLRU):
-            return 0, 0
+    def drop_written(self, entries: Iterable[Entry]) -> int:
+        """Removes those objects that nobody holds, since they are stored elsewhere; returns how many."""
+        dropped = 0
         with self._lock:
-            over = policy.over_limit()
-        evicted = blocked = 0
-        for salt, limit in over:
-            oldest, is_over = partial(policy.oldest_of, salt), partial(self._has_more_than, salt, limit)
-            done, held = self._evict_while(oldest, is_over, "quota")
-            evicted, blocked = evicted + done, blocked + held
-        return evicted, blocked
-
-    def _has_more_than(self, salt: str, nbytes: int) -> bool:
-        return self._index.bytes_by_salt.get(salt, 0) > nbytes
-
-    def _evict_while(
-        self, order: Callable[[], Iterator[ObjectKey]], wanted: Callable[[], bool], reason: str
-    ) -> tuple[int, int]:
-        evicted = passed = 0
-        while True:
-            with self._lock:
-                if not wanted():
-                    return evicted, passed
-                keys = list(islice(order(), passed, passed + SLICE))
-                if not keys:
-                    return evicted, passed
-                for key in keys:
-                    entry = self._index.entries[key]
-                    if entry.held:
-                        passed += 1
-                    elif wanted():
-                        self._evict(entry, reason)
-                        evicted += 1
-
-    def _evict(self, entry: Entry, reason: str) -> None:
-        self._evictions[reason] += 1
-        self._index.remove(entry, evicted=True)
-        self._pool.free(entry.offset)
+            for entry in entries:
+                if entry.state is State.READY and not entry.held and self._index.entries.get(entry.key) is entry:
+                    self._evictor.evict(entry, "written")
+                    dropped += 1
+        return dropped
 
     def clear(self, *, force: bool) -> ClearResult:
         """Removes every object. Without `force`, leased, pinned and unwritten ones stay.
@@ -376,12 +367,6 @@ class L1Cache:
         with self._lock:
             changed, self._index.changed_salts = self._index.changed_salts, set()
             return {salt: self._index.bytes_by_salt.get(salt, 0) for salt in changed}
-
-    def take_evictions(self) -> Counter[str]:
-        """Objects evicted since the last call, by reason: capacity, quota, room, replaced."""
-        with self._lock:
-            taken, self._evictions = self._evictions, Counter()
-            return taken
 
     def report(self) -> dict[str, int]:
         """Counts of everything, consistent with each other."""

@@ -1,4 +1,4 @@
-"""What one adapter holds, in memory: key -> size, bytes per salt, order of use.
+"""What one adapter holds, in memory: key -> size, form, bytes per salt, order of use.
 
 The storage is the truth and the catalog its index: rebuilt at start by a scan, kept up with every write and delete of
 ours. While the scan runs, a no is not final (`complete` is False) and the storage has to be asked; what was written or
@@ -6,15 +6,26 @@ deleted meanwhile is not undone by what the scan had seen before.
 """
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from itertools import islice
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from engine.l2.base import Stored
 from engine.object_key import ObjectKey
 
 #: Rows worked through in one hold of the lock.
 SLICE = 256
+
+
+class Form(NamedTuple):
+    """What a stored object is known to be: its layout's fingerprint, and the KV groups it lacks (a bit each)."""
+
+    fingerprint: bytes
+    missing: int
+
+
+#: A record of a layout that nobody has asked for yet, or one that cannot be used at all.
+FOREIGN = Form(b"", 0)
 
 
 class Order(Protocol):
@@ -33,7 +44,10 @@ class Catalog:
     def __init__(self, order: Order) -> None:
         self._order = order
         self._sizes: dict[ObjectKey, int] = {}
+        #: What is known of objects written or read since the start.
+        self._forms: dict[ObjectKey, Form] = {}
         self._bytes_by_salt: dict[str, int] = {}
+        self._changed_salts: set[str] = set()
         self._deleted_during_scan: set[ObjectKey] | None = set()
         self._lock = threading.Lock()
         self.bytes_used = 0
@@ -52,6 +66,23 @@ class Catalog:
         """Whether the storage holds `key`, as far as is known."""
         return key in self._sizes
 
+    def may_serve(self, key: ObjectKey, layouts: Container[bytes]) -> bool:
+        """Whether `key` is known, and not known to be of another layout than these (fingerprints)."""
+        if key not in self._sizes:
+            return False
+        form = self._forms.get(key)
+        return form is None or form.fingerprint in layouts
+
+    def holds(self, key: ObjectKey, form: Form) -> bool:
+        """Whether `key` is stored in this form; one that was found by the scan is taken to be."""
+        return key in self._sizes and self._forms.get(key, form) == form
+
+    def note_form(self, key: ObjectKey, form: Form) -> None:
+        """A read has shown what the stored object is."""
+        with self._lock:
+            if key in self._sizes:
+                self._forms[key] = form
+
     def size_of(self, key: ObjectKey) -> int | None:
         """Stored bytes of `key`; None when it is not known."""
         return self._sizes.get(key)
@@ -61,13 +92,21 @@ class Catalog:
         with self._lock:
             return dict(self._bytes_by_salt)
 
-    def add(self, key: ObjectKey, size: int) -> None:
+    def take_changed_salts(self) -> set[str]:
+        """Salts whose bytes changed since the last call."""
+        with self._lock:
+            changed, self._changed_salts = self._changed_salts, set()
+            return changed
+
+    def add(self, key: ObjectKey, size: int, form: Form | None = None) -> None:
         """`key` was stored with `size` bytes, as the most recent."""
         with self._lock:
             if self._deleted_during_scan is not None:
                 self._deleted_during_scan.discard(key)
             self._remove(key, evicted=False)
             self._add(key, size)
+            if form is not None:
+                self._forms[key] = form
 
     def remove(self, key: ObjectKey, *, evicted: bool = False) -> bool:
         """`key` is gone; whether it was known."""
@@ -107,6 +146,7 @@ class Catalog:
             gone = self._deleted_during_scan if self._deleted_during_scan is not None else set()
             newer = dict(self._sizes)
             self._order.clear()
+            self._changed_salts.update(self._bytes_by_salt)
             self._sizes, self._bytes_by_salt, self.bytes_used = {}, {}, 0
         for start in range(0, len(stored), SLICE):
             with self._lock:
@@ -117,6 +157,7 @@ class Catalog:
             for key, size in newer.items():
                 if key not in self._sizes and key not in gone:
                     self._add(key, size)
+            self._forms = {key: form for key, form in self._forms.items() if key in self._sizes}
             self._deleted_during_scan = None
 
     def _add(self, key: ObjectKey, size: int) -> None:
@@ -124,11 +165,14 @@ class Catalog:
         self._order.add(key, size)
         self.bytes_used += size
         self._bytes_by_salt[key.cache_salt] = self._bytes_by_salt.get(key.cache_salt, 0) + size
+        self._changed_salts.add(key.cache_salt)
 
     def _remove(self, key: ObjectKey, *, evicted: bool) -> bool:
         size = self._sizes.pop(key, None)
         if size is None:
             return False
+        self._forms.pop(key, None)
+        self._changed_salts.add(key.cache_salt)
         self._order.remove(key, size, evicted=evicted)
         self.bytes_used -= size
         left = self._bytes_by_salt[key.cache_salt] - size

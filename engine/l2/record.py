@@ -5,7 +5,7 @@ offset  bytes  field
 0       8      magic "LARDERKV"
 8       2      version, 1
 10      2      length of the key text
-12      4      zero
+12      4      missing: a bit for each KV group of which the payload holds no data (engine/l1/windows.py)
 16      8      payload length
 24      16     layout fingerprint
 40      16     xxh3-128 of the payload
@@ -29,10 +29,11 @@ from engine.object_key import ObjectKey, key_from_json, key_to_json
 MAGIC = b"LARDERKV"
 VERSION = 1
 HEADER_BYTES = 4096
-_FIELDS = struct.Struct("<8sHH4xQ16s16s16s")
+_FIELDS = struct.Struct("<8sHHIQ16s16s16s")
 _CHECK = struct.Struct("<Q")
 _TEXT_AT = _FIELDS.size + _CHECK.size
 MAX_TEXT_BYTES = HEADER_BYTES - _TEXT_AT
+MAX_MISSING = 2**32 - 1
 
 
 class Verdict(Enum):
@@ -45,15 +46,18 @@ class Verdict(Enum):
     CORRUPT = "corrupt"
 
 
-def make_header(key: ObjectKey, fingerprint: bytes, payload: memoryview) -> bytes:
-    """The header page for `payload`. Raises BadRequest for a key too long to be stored."""
+def make_header(key: ObjectKey, fingerprint: bytes, payload: memoryview, missing: int = 0) -> bytes:
+    """The header page for `payload`. Raises BadRequest for a key too long, or more KV groups than can be noted."""
     text = json.dumps(key_to_json(key), separators=(",", ":"), ensure_ascii=False).encode()
     if len(text) > MAX_TEXT_BYTES:
         raise BadRequest(f"the key takes {len(text)} bytes, at most {MAX_TEXT_BYTES} can be stored")
+    if missing > MAX_MISSING:
+        raise BadRequest("KV groups beyond the 32nd are missing, which a record cannot tell")
     fields = _FIELDS.pack(
         MAGIC,
         VERSION,
         len(text),
+        missing,
         len(payload),
         fingerprint,
         xxhash.xxh3_128_digest(payload),
@@ -69,7 +73,7 @@ def verify(header: memoryview, payload: memoryview, stored_bytes: int, key: Obje
     The payload is hashed only when all else agrees, about 0.1 ms per MiB.
     """
     fields = _FIELDS.unpack_from(header)
-    magic, version, text_bytes, payload_bytes, stored_fingerprint, digest, text_digest = fields
+    magic, version, text_bytes, _, payload_bytes, stored_fingerprint, digest, text_digest = fields
     (check,) = _CHECK.unpack_from(header, _FIELDS.size)
     if magic != MAGIC or version != VERSION or check != xxhash.xxh3_64_intdigest(header[: _FIELDS.size]):
         return Verdict.CORRUPT
@@ -81,6 +85,18 @@ def verify(header: memoryview, payload: memoryview, stored_bytes: int, key: Obje
     if stored_fingerprint != fingerprint or payload_bytes != len(payload):
         return Verdict.OTHER_LAYOUT
     return Verdict.GOOD if xxhash.xxh3_128_digest(payload) == digest else Verdict.CORRUPT
+
+
+def missing_of(header: memoryview) -> int:
+    """Which KV groups the payload lacks; for a header that was judged GOOD."""
+    missing: int = _FIELDS.unpack_from(header)[3]
+    return missing
+
+
+def fingerprint_of(header: memoryview) -> bytes:
+    """The layout fingerprint written in a header, to judge a record by itself."""
+    fingerprint: bytes = _FIELDS.unpack_from(header)[5]
+    return fingerprint
 
 
 def key_of(header: memoryview) -> ObjectKey | None:
