@@ -1,21 +1,34 @@
 """How the text of a setting becomes its value, and the words for what is allowed."""
 
+import json
 import math
 import re
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
+
+MAX_ADAPTERS = 16
+#: They reach the engine in one variable of its environment, which has 128 KiB at most.
+MAX_ADAPTERS_CHARACTERS = 65536
 
 
 @dataclass(frozen=True)
 class Rule:
-    """`parse` returns the value of a text or raises ValueError; `allowed` is for people."""
+    """`parse` returns the value of a text or raises ValueError; `allowed` is for people.
 
-    parse: Callable[[str], Any]
+    A rule that is `repeatable` gets the texts of all its flags as a list, and what a file has as the file has it.
+    """
+
+    parse: Callable[[Any], Any]
     allowed: str
+    repeatable: bool = False
+
+
+class Refused(ValueError):
+    """What is wrong with a value, in words that do not show it."""
 
 
 def integer(least: int, most: int) -> Rule:
@@ -88,6 +101,57 @@ def token() -> Rule:
         return _within(value, bool(re.fullmatch(r"[!-~]{1,512}", value)))
 
     return Rule(parse, "1 to 512 visible ASCII characters without spaces")
+
+
+def adapters() -> Rule:
+    """JSON objects with a `type`: one as a text, a list of them as a text or as it is, or several such texts."""
+
+    def parse(given: str | Sequence[Any]) -> tuple[dict[str, Any], ...]:
+        parts = [given] if isinstance(given, str) else given
+        if not isinstance(parts, list):
+            raise Refused("is neither an object nor a list of objects")
+        values = [_json_value(part) if isinstance(part, str) else part for part in parts]
+        found = [item for value in values for item in (value if isinstance(value, list) else [value])]
+        for number, item in enumerate(found):
+            if not isinstance(item, dict):
+                raise Refused(f"has no object as number {number}")
+            if not isinstance(item.get("type"), str) or not item["type"]:
+                raise Refused(f'has no text "type" in number {number}')
+        if len(found) > MAX_ADAPTERS:
+            raise Refused(f"has {len(found)} adapters")
+        return tuple(_plain(found))
+
+    allowed = f'objects like {{"type": "fs", "base_path": "/data/kv"}}, at most {MAX_ADAPTERS}'
+    return Rule(parse, allowed, repeatable=True)
+
+
+def _json_value(text: str) -> Any:
+    def refuse(word: str) -> NoReturn:
+        raise Refused(f"has {word}, which is no JSON")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except json.JSONDecodeError as error:
+        raise Refused(f"is not JSON at character {error.pos + 1}: {error.msg}") from None
+    except RecursionError:
+        raise Refused("is nested too deeply") from None
+    except Refused:
+        raise
+    except ValueError:
+        raise Refused("has a number that is too long") from None
+
+
+def _plain(values: list[Any]) -> list[Any]:
+    """The values as they come out of JSON again. YAML knows more, dates for example."""
+    try:
+        text = json.dumps(values, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        raise Refused(
+            "has a value that JSON does not know; a text in YAML that looks like a date needs quotes"
+        ) from None
+    if len(text) > MAX_ADAPTERS_CHARACTERS:
+        raise Refused(f"takes {len(text)} characters of JSON, {MAX_ADAPTERS_CHARACTERS} are taken")
+    return list(json.loads(text))
 
 
 def _within(value: T, is_allowed: bool) -> T:

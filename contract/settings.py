@@ -2,13 +2,15 @@
 
 A value comes from the first of: the flag `--l1-size-gb`, the environment's `LARDER_L1_SIZE_GB`, the YAML file's
 `l1_size_gb`, the default. The file is named by `--config` or `LARDER_CONFIG`. Tokens have no flag, since a command
-line is for all to see. An empty value in the environment or the file means "not set". Rows for people:
-docs/configuration.md.
+line is for all to see. An empty value in the environment or the file means "not set". What an L2 adapter needs is
+checked by the engine; here an adapter is an object with a `type`. Rows for people: docs/configuration.md.
 """
 
 import argparse
 import dataclasses
 import difflib
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,9 +34,13 @@ class SettingError(ContractError):
     """A setting that stops the start; the text names it, its value and source, and what is allowed."""
 
 
-def _setting(default: Any, rule: rules.Rule, help_text: str, *, flag: bool = True, alias: str = "") -> Any:
-    metadata = {"rule": rule, "help": help_text, "flag": flag, "alias": alias}
-    return field(default=default, metadata=metadata, repr=flag and not alias)
+def _setting(
+    default: Any, rule: rules.Rule, help_text: str, *, flag: bool = True, alias: str = "", secret: bool = False
+) -> Any:
+    """`secret`: the value may hold one, so it is neither shown in messages nor in the representation."""
+    secret = secret or not flag
+    metadata = {"rule": rule, "help": help_text, "flag": flag, "alias": alias, "secret": secret}
+    return field(default=default, metadata=metadata, repr=not secret and not alias)
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,23 @@ class Settings:
         0.8, rules.number(above=0, most=1), "share of L1 in use at which eviction begins"
     )
     eviction_ratio: float = _setting(0.2, rules.number(above=0, most=1), "share of the watermark that eviction frees")
+    l2_adapter: tuple[Mapping[str, Any], ...] = _setting(
+        (), rules.adapters(), "storage behind L1, as JSON; may be repeated, the first is the primary", secret=True
+    )
+    l2_store_policy: str = _setting(
+        "default",
+        rules.one_of("default", "skip_l1"),
+        "what becomes of an object in L1 once it is stored in L2: it stays, or it goes",
+    )
+    write_back_max_bytes: int = _setting(
+        0, rules.integer(0, 1024**5), "bytes of L1 that may wait for being written to L2; 0 = a quarter of L1"
+    )
+    write_back_drain_seconds: float = _setting(
+        10.0, rules.number(least=0), "how long a stop waits for what is still to be written to L2"
+    )
+    l2_lookup_deadline_seconds: float = _setting(
+        2.0, rules.number(above=0, most=60), "time after which a lookup is answered with what L2 has brought by then"
+    )
     host: str = _setting("127.0.0.1", rules.text(255), "address of the data plane")
     port: int = _setting(5555, rules.integer(0, 65535), "port of the data plane; 0 = a free one")
     http_host: str = _setting(
@@ -117,7 +140,12 @@ class Settings:
     def as_environ(self) -> dict[str, str]:
         """The environment that makes a child load equal settings, together with nothing else of ours."""
         values = {environment_name(item.name): getattr(self, item.name) for item in dataclasses.fields(self)}
-        return {name: str(value) for name, value in values.items() if value != ""}
+        texts = {
+            name: json.dumps(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+            if value != ()
+        }
+        return {name: str(value) for name, value in texts.items() if value != ""}
 
 
 def flag_name(name: str) -> str:
@@ -147,12 +175,12 @@ def load_settings(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Set
 
 def _find(
     item: "dataclasses.Field[Any]",
-    flags: Mapping[str, str | None],
+    flags: Mapping[str, Any],
     environ: Mapping[str, str],
-    from_file: Mapping[str, str],
+    from_file: Mapping[str, Any],
     config_path: str,
-) -> tuple[str, str] | None:
-    """The first source's text and the source's name, or None for the default."""
+) -> tuple[Any, str] | None:
+    """What the first source says, a text but for repeatable settings, and the source's name; None for the default."""
     flag = flags.get(item.name)
     if flag is not None:
         return flag, flag_name(item.name)
@@ -164,34 +192,60 @@ def _find(
     return None
 
 
-def _parse(item: "dataclasses.Field[Any]", text: str, source: str) -> Any:
+def _parse(item: "dataclasses.Field[Any]", given: Any, source: str) -> Any:
     rule: rules.Rule = item.metadata["rule"]
-    if text == item.default == "":
+    if given == item.default == "":
         return ""
     try:
-        return rule.parse(text)
+        return rule.parse(given)
     except ValueError as error:
-        shown = repr(mask_password(text)) if item.metadata["flag"] else "a value that is not shown"
-        raise SettingError(f"{item.name}: got {shown} (from {source}), allowed: {rule.allowed}") from error
+        shown = "a value that is not shown" if item.metadata["secret"] else repr(mask_password(given))
+        reason = f", which {error}" if isinstance(error, rules.Refused) else ""
+        raise SettingError(f"{item.name}: got {shown} (from {source}){reason}, allowed: {rule.allowed}") from None
 
 
-def _read_file(path: str) -> dict[str, str]:
-    """The YAML file's values as texts. BaseLoader leaves `off` and `1e3` as they are written."""
+def _read_file(path: str) -> dict[str, Any]:
+    """The YAML file's values: texts, with `off` and `1e3` as they are written; those of a repeatable setting may be
+    lists and mappings, in which numbers and booleans are such."""
+    fields = {item.name: item for item in dataclasses.fields(Settings)}
     try:
-        loaded = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SettingError(f"config: got {path!r}, which cannot be read: {error}") from error
-    if loaded in (None, ""):
-        return {}
-    if not isinstance(loaded, dict):
-        raise SettingError(f"config: got {path!r}, allowed: a YAML file of `name: value` lines")
-    known = [item.name for item in dataclasses.fields(Settings)]
+        document = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        if document is None or document.value == "":
+            return {}
+        if not isinstance(document, yaml.MappingNode):
+            raise SettingError(f"config: got {path!r}, allowed: a YAML file of `name: value` lines")
+        loaded: dict[str, Any] = yaml.constructor.BaseConstructor().construct_document(document)
+        for name_node, node in document.value:
+            item = fields.get(name_node.value) if isinstance(name_node, yaml.ScalarNode) else None
+            if item is not None and item.metadata["rule"].repeatable and not isinstance(node, yaml.ScalarNode):
+                loaded[item.name] = _as_list(yaml.constructor.SafeConstructor().construct_document(node))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise SettingError(f"config: got {path!r}, which cannot be read: {_without_content(error)}") from None
     for name, value in loaded.items():
-        if name not in known:
-            raise SettingError(f"config: {path} sets {name!r}, which is no setting{_hint(str(name), known)}")
-        if not isinstance(value, str):
-            raise SettingError(f"{name}: got {value!r} (from {path}), allowed: a single value")
+        if name not in fields:
+            raise SettingError(f"config: {path} sets {name!r}, which is no setting{_hint(str(name), list(fields))}")
+        if not isinstance(value, str) and not fields[name].metadata["rule"].repeatable:
+            shown = "a value that is not shown" if fields[name].metadata["secret"] else repr(value)
+            raise SettingError(f"{name}: got {shown} (from {path}), allowed: a single value")
     return loaded
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _without_content(error: Exception) -> str:
+    """What is wrong with a file, and where, without a word of what stands there."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark, problem = error.problem_mark, re.sub(r"'[^']*'|\"[^\"]*\"", "...", error.problem or "")
+        return f"{problem} in line {mark.line + 1}, column {mark.column + 1}"
+    if isinstance(error, OSError):
+        return str(error)
+    return (
+        "it is not UTF-8"
+        if isinstance(error, UnicodeDecodeError)
+        else f"a value has a bad form ({type(error).__name__})"
+    )
 
 
 def _refuse_misspelled(environ: Mapping[str, str]) -> None:
@@ -211,7 +265,10 @@ def _hint(name: str, known: Sequence[str]) -> str:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise SettingError(message)
+        """Stops the start. Words that belong to no flag may be pieces of a secret: flags alone are repeated."""
+        head, colon, rest = message.partition("unrecognized arguments: ")
+        flags = [word.partition("=")[0] for word in rest.split() if word.startswith("--")]
+        raise SettingError(head + colon + (" ".join(flags) or "words that belong to no flag") if colon else message)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -220,6 +277,8 @@ def _parser() -> argparse.ArgumentParser:
     for item in dataclasses.fields(Settings):
         if item.metadata["flag"]:
             rule: rules.Rule = item.metadata["rule"]
-            text = f"{item.metadata['help']} ({rule.allowed}; default {item.default!r})"
-            parser.add_argument(flag_name(item.name), metavar="VALUE", help=text.replace("%", "%%"))
+            default = "none" if item.default == () else repr(item.default)
+            text = f"{item.metadata['help']} ({rule.allowed}; default {default})"
+            action = "append" if rule.repeatable else "store"
+            parser.add_argument(flag_name(item.name), metavar="VALUE", action=action, help=text.replace("%", "%%"))
     return parser

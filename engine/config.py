@@ -1,7 +1,7 @@
 """The engine's settings, as plain values. Whoever starts an engine fills this in; here nothing is parsed."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 GIB = 1024**3
@@ -46,7 +46,7 @@ class EngineConfig:
     #: Idle time after which a session (token hashes, lookup result) is dropped.
     session_ttl_seconds: float = 600.0
     #: One object per L2 adapter, the first is the primary; see l2/spec.py.
-    l2_adapter: tuple[Mapping[str, Any], ...] = ()
+    l2_adapter: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
     l2_store_policy: str = "default"
     #: Bytes of L1 that may wait for being written to L2; 0 = a quarter of the pool.
     write_back_max_bytes: int = 0

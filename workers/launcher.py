@@ -123,11 +123,13 @@ class Launcher:
 
     def _engine_plan(self) -> ChildPlan:
         argv = [sys.executable, "-m", "workers.engine_worker"]
-        return ChildPlan("engine", argv, self._child_environ(with_tokens=False), ROOT, self._engine_is_ready, 60.0)
+        settings = dataclasses.replace(self._settings, admin_token="", read_token="")
+        return ChildPlan("engine", argv, self._child_environ(settings), ROOT, self._engine_is_ready, 60.0)
 
     def _web_plan(self) -> ChildPlan:
         argv = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py"), "wsgi:app"]
-        return ChildPlan("web", argv, self._child_environ(with_tokens=True), ROOT, self._web_answers, 15.0)
+        settings = dataclasses.replace(self._settings, l2_adapter=())
+        return ChildPlan("web", argv, self._child_environ(settings), ROOT, self._web_answers, 15.0)
 
     def _environ_without_ours(self) -> dict[str, str]:
         """The launcher's own settings must not reach a child twice: flags were merged into them."""
@@ -137,8 +139,8 @@ class Launcher:
             if name == COMMIT_VARIABLE or (name != "REDIS_URL" and not name.startswith(ENVIRONMENT_PREFIX))
         }
 
-    def _child_environ(self, *, with_tokens: bool) -> dict[str, str]:
-        settings = self._settings if with_tokens else dataclasses.replace(self._settings, admin_token="", read_token="")
+    def _child_environ(self, settings: Settings) -> dict[str, str]:
+        """For a child with these settings: without the secrets that it does not need."""
         return {**self._environ_without_ours(), **settings.as_environ()}
 
     def _redis_answers(self, pid: int) -> bool:

@@ -78,7 +78,8 @@ class RedisConfig:
             raise ValueError("either url or host is needed, and not both")
         if self.url and not self.url.startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("url begins neither with redis:// nor with rediss:// nor with unix://")
-        _ = urlsplit(self.url).port  # raises ValueError when it is no number
+        if not _has_good_port(self.url):
+            raise ValueError("url has a port that is no number")
         if self.cluster and self.url.startswith("unix://"):
             raise ValueError("a cluster is not reached through a Unix socket")
         if self.connect_timeout_s <= 0 or self.request_timeout_s <= 0:
@@ -88,6 +89,15 @@ class RedisConfig:
         for node in self.more_nodes:
             if not re.fullmatch(r"\S+:\d+", str(node)):
                 raise ValueError(f"more_nodes has {node!r}, allowed is host:port")
+
+
+def _has_good_port(url: str) -> bool:
+    """Python's own words for a bad port show a piece of a password that holds a slash."""
+    try:
+        _ = urlsplit(url).port
+    except ValueError:
+        return False
+    return True
 
 
 class RedisAdapter(L2Adapter):

@@ -49,7 +49,9 @@ def read_config(type_name: str, config_class: type, fields: Mapping[str, Any]) -
     hints = typing.get_type_hints(config_class)
     for name, value in fields.items():
         if not _fits(value, hints[name]):
-            raise StartError(f"{where}: {name} is {json.dumps(value)[:80]}, allowed is {_words(hints[name])}")
+            # What a configuration keeps out of its own representation is kept out of messages too.
+            shown = json.dumps(value)[:80] if known[name].repr else "something that is not shown"
+            raise StartError(f"{where}: {name} is {shown}, allowed is {_words(hints[name])}")
     for name, field in known.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in fields:

@@ -79,9 +79,9 @@ class S3Config:
         if not self.bucket:
             raise ValueError("bucket is empty")
         if self.endpoint and not self.endpoint.startswith(("http://", "https://")):
-            raise ValueError(f"endpoint {self.endpoint!r} begins neither with https:// nor with http://")
+            raise ValueError("endpoint begins neither with https:// nor with http://")
         if self.endpoint.startswith("http://") and not self.allow_http:
-            raise ValueError(f"endpoint {self.endpoint!r} is without TLS, which allow_http has to permit")
+            raise ValueError("endpoint is without TLS, which allow_http has to permit")
         if bool(self.access_key_id) != bool(self.secret_access_key):
             raise ValueError("access_key_id and secret_access_key go together")
         if self.connect_timeout_s <= 0 or self.request_timeout_s <= 0:
