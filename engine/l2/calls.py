@@ -1,0 +1,127 @@
+"""Calls to one adapter: which run, which take too long, and what the breaker learns of them.
+
+A call that fails with a connection fault, or runs for longer than STALL_S, counts against the adapter. A call that was
+found stalled is judged then; how it ends later changes nothing, so a storage that answers everything after half a
+minute does not look healthy.
+
+One key has at most one writing or deleting call at a time: the next one waits for it. A delete asks first whether
+anything runs on its key, and leaves it alone if so.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from engine.l2.base import ConnectionFault
+from engine.l2.breaker import Breaker
+from engine.object_key import ObjectKey
+
+#: A call running for longer counts as a connection fault.
+STALL_S = 10.0
+#: How long a write waits for the delete of the same key.
+TURN_TIMEOUT_S = 30.0
+
+
+class _Call:
+    __slots__ = ("judged", "started")
+
+    def __init__(self, started: float) -> None:
+        self.started, self.judged = started, False
+
+
+class Calls:
+    """Thread-safe."""
+
+    def __init__(self, breaker: Breaker, clock: Callable[[], float] = time.monotonic) -> None:
+        self._breaker, self._clock = breaker, clock
+        self._running: set[_Call] = set()
+        self._keys: dict[ObjectKey, int] = {}
+        self._changing: set[ObjectKey] = set()
+        self._state = threading.Condition()
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Around one call to the adapter. Raises ConnectionFault at once while the breaker is open."""
+        if not self._breaker.allow():
+            raise ConnectionFault("not asked: it could not be reached lately, its breaker is open")
+        call = _Call(self._clock())
+        with self._state:
+            self._running.add(call)
+        failed = False
+        try:
+            yield
+        except ConnectionFault:
+            failed = True
+            raise
+        finally:
+            with self._state:
+                self._running.discard(call)
+                judged = call.judged
+            if not judged:
+                (self._breaker.failed if failed else self._breaker.succeeded)()
+
+    def judge_stalled(self) -> int:
+        """Counts calls that have run for too long against the adapter, each once; returns how many. Ask often."""
+        before = self._clock() - STALL_S
+        with self._state:
+            stalled = [call for call in self._running if not call.judged and call.started < before]
+            for call in stalled:
+                call.judged = True
+        for _ in stalled:
+            self._breaker.failed()
+        return len(stalled)
+
+    @contextmanager
+    def reading(self, key: ObjectKey) -> Iterator[None]:
+        """Marks `key` as in use."""
+        with self._state:
+            self._keys[key] = self._keys.get(key, 0) + 1
+        try:
+            yield
+        finally:
+            self._leave(key)
+
+    @contextmanager
+    def changing(self, key: ObjectKey) -> Iterator[None]:
+        """The only change of `key` at this time. Raises ConnectionFault when another one does not end."""
+        with self._state:
+            if not self._state.wait_for(lambda: key not in self._changing, TURN_TIMEOUT_S):
+                raise ConnectionFault(f"another change of the object has not ended for {TURN_TIMEOUT_S:.0f} s")
+            self._changing.add(key)
+            self._keys[key] = self._keys.get(key, 0) + 1
+        try:
+            yield
+        finally:
+            with self._state:
+                self._changing.discard(key)
+                self._state.notify_all()
+            self._leave(key)
+
+    @contextmanager
+    def changing_if_idle(self, key: ObjectKey) -> Iterator[bool]:
+        """Like `changing`, but gives False, and marks nothing, when anything runs on `key`."""
+        with self._state:
+            idle = key not in self._keys
+            if idle:
+                self._changing.add(key)
+                self._keys[key] = 1
+        try:
+            yield idle
+        finally:
+            if idle:
+                with self._state:
+                    self._changing.discard(key)
+                    self._state.notify_all()
+                self._leave(key)
+
+    def _leave(self, key: ObjectKey) -> None:
+        with self._state:
+            left = self._keys[key] - 1
+            if left:
+                self._keys[key] = left
+            else:
+                del self._keys[key]

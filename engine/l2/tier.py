@@ -1,0 +1,348 @@
+"""One adapter with all the engine knows of it: catalog, breaker, codec, counters. Every call to the storage goes here.
+
+    store    encode, header, write, catalog                     raises what the storage raises
+    load     read, verify, decode; what is damaged is quarantined   never raises: the outcome is a value
+    delete   storage and catalog, unless the key is in use      raises what the storage raises
+
+Blocking; called from the threads of movement/. A quarantined object is deleted; its key and the reason are kept for
+people to see. What cannot even be deleted is never served again.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from typing import NamedTuple
+
+from engine.errors import EngineError
+from engine.l2.base import ConnectionFault, L2Adapter, StorageFull
+from engine.l2.breaker import Breaker
+from engine.l2.calls import Calls
+from engine.l2.catalog import FOREIGN, Catalog, Form
+from engine.l2.metrics import TierCounters
+from engine.l2.record import HEADER_BYTES, Verdict, fingerprint_of, make_header, missing_of, verify
+from engine.l2.serde.codec import Codec, Undecodable, stored_fingerprint
+from engine.l2.spec import TierSpec
+from engine.object_key import ObjectKey, key_to_json
+
+logger = logging.getLogger(__name__)
+
+GIGABYTE = 1e9
+#: Most quarantined objects that are remembered for people.
+MAX_REMEMBERED = 64
+
+
+class Outcome(Enum):
+    """How a load ended."""
+
+    LOADED = "loaded"
+    #: Nothing is stored, or nothing that this caller could use.
+    MISS = "miss"
+    CORRUPT = "corrupt"
+    #: The storage failed, or is not asked at present.
+    FAULT = "fault"
+
+
+class Loaded(NamedTuple):
+    """`missing`: the KV groups that the loaded object lacks (a bit each)."""
+
+    outcome: Outcome
+    missing: int = 0
+
+
+def _nobody_listens(tier: "Tier", key: ObjectKey) -> None:
+    """Nobody wants to know what is deleted."""
+
+
+class Tier:
+    """Thread-safe. `on_deleted` is called, under no lock, for each object that was removed from the storage."""
+
+    def __init__(
+        self,
+        index: int,
+        spec: TierSpec,
+        adapter: L2Adapter,
+        codec: Codec | None,
+        catalog: Catalog,
+        counters: TierCounters,
+    ) -> None:
+        self.index, self.spec, self.adapter, self.codec = index, spec, adapter, codec
+        self.type_name, self.catalog, self.counters = spec.type_name, catalog, counters
+        self.label = f"{index}-{spec.type_name}"
+        self.breaker = Breaker()
+        self.calls = Calls(self.breaker)
+        self.on_deleted: Callable[[Tier, ObjectKey], None] = _nobody_listens
+        #: Why the last scan failed; empty when it did not.
+        self.scan_error = ""
+        self._own_facts: dict[str, object] = {}
+        self._capacity_bytes: int | None = None
+        self._quarantine: deque[dict[str, object]] = deque(maxlen=MAX_REMEMBERED)
+        self._fingerprints: dict[bytes, bytes] = {}
+        self._complaints = _Complaints(f"L2 adapter {self.label}")
+
+    # ---- what may be asked for
+
+    def may_have(self, key: ObjectKey, layouts: Container[bytes]) -> bool:
+        """Whether it is worth asking for `key` in one of `layouts`: known, or not known for sure to be absent."""
+        if self.catalog.may_serve(key, layouts):
+            return True
+        return (self.spec.shared or not self.catalog.complete) and not self.catalog.contains(key)
+
+    def knows(self, key: ObjectKey, form: Form) -> bool:
+        """Whether `key` is stored in this form, so that it need not be written."""
+        return self.catalog.holds(key, form)
+
+    # ---- calls
+
+    def store(self, key: ObjectKey, form: Form, payload: memoryview) -> None:
+        """Writes an object. Raises ConnectionFault, StorageFull, another OSError, or BadRequest for the key."""
+        data = payload if self.codec is None else memoryview(self.codec.encode(payload, key))
+        header = make_header(key, self._stored_fingerprint(form.fingerprint), data, form.missing)
+        with self.calls.changing(key):
+            started = time.perf_counter()
+            with self._counted("write"):
+                self.adapter.write(key, [memoryview(header), data])
+            took = time.perf_counter() - started
+            size = len(header) + len(data)
+            self.catalog.add(key, size, form)
+        self.counters.written_bytes.inc(size)
+        self.counters.store_throughput.observe(size / GIGABYTE / max(1e-9, took))
+
+    def load(self, key: ObjectKey, fingerprint: bytes, into: memoryview) -> Loaded:
+        """Reads an object of the layout `fingerprint` into `into`; what is there means nothing unless it is LOADED."""
+        started = time.perf_counter()
+        with self.calls.reading(key):
+            try:
+                header, data, stored_bytes = self._read(key, into)
+            except OSError as error:
+                self._complaints.add("read", key, error)
+                return Loaded(Outcome.FAULT)
+            if stored_bytes is None:
+                self.catalog.remove(key)
+                return Loaded(Outcome.MISS)
+            verdict = verify(header, data, stored_bytes, key, self._stored_fingerprint(fingerprint))
+            if verdict is Verdict.GOOD and self.codec is not None:
+                verdict = self._decode(key, data, into)
+        if verdict is Verdict.OTHER_LAYOUT:
+            self._count("read", "other_layout")
+            self.catalog.note_form(key, FOREIGN)
+            return Loaded(Outcome.MISS)
+        if verdict is Verdict.CORRUPT:
+            self._count("read", "corrupt")
+            self.quarantine(key, f"{stored_bytes} bytes are not the record they should be")
+            return Loaded(Outcome.CORRUPT)
+        return self._loaded(key, Form(fingerprint, missing_of(header)), stored_bytes, time.perf_counter() - started)
+
+    def _loaded(self, key: ObjectKey, form: Form, stored_bytes: int, took_s: float) -> Loaded:
+        if self.catalog.contains(key):
+            self.catalog.used(key)
+            self.catalog.note_form(key, form)
+        else:
+            self.catalog.add(key, stored_bytes, form)
+        self.counters.read_bytes.inc(stored_bytes)
+        self.counters.load_throughput.observe(stored_bytes / GIGABYTE / max(1e-9, took_s))
+        try:
+            self.adapter.used(key)
+        except OSError as error:
+            self._complaints.add("note the use of", key, error)
+        return Loaded(Outcome.LOADED, form.missing)
+
+    def _read(self, key: ObjectKey, into: memoryview) -> tuple[memoryview, memoryview, int | None]:
+        """(header, stored payload, stored bytes); with a codec, the stored size is not that of the object."""
+        header = memoryview(bytearray(HEADER_BYTES))
+        if self.codec is None:
+            return header, into, self._read_into(key, header, into)
+        size = self.catalog.size_of(key) or HEADER_BYTES + len(into)
+        data = memoryview(bytearray(max(0, size - HEADER_BYTES)))
+        stored = self._read_into(key, header, data)
+        if stored is not None and stored != size and HEADER_BYTES <= stored <= 2 * len(into) + HEADER_BYTES:
+            data = memoryview(bytearray(stored - HEADER_BYTES))
+            stored = self._read_into(key, header, data)
+        return header, data, stored
+
+    def _read_into(self, key: ObjectKey, header: memoryview, data: memoryview) -> int | None:
+        with self._counted("read") as call:
+            stored = self.adapter.read(key, [header, data])
+            if stored is None:
+                call.outcome = "miss"
+            return stored
+
+    def _decode(self, key: ObjectKey, data: memoryview, into: memoryview) -> Verdict:
+        assert self.codec is not None
+        try:
+            payload = self.codec.decode(data, key, len(into))
+        except Undecodable:
+            return Verdict.CORRUPT
+        if len(payload) != len(into):
+            return Verdict.CORRUPT
+        into[:] = payload
+        return Verdict.GOOD
+
+    def judge(self, key: ObjectKey) -> tuple[Verdict | None, int]:
+        """(what the stored record is worth by itself, its bytes); None when nothing is stored. Raises OSError.
+
+        The caller quarantines what is CORRUPT. No object is decoded, so codecs and their keys are not needed.
+        """
+        with self.calls.reading(key):
+            header = memoryview(bytearray(HEADER_BYTES))
+            size = max(HEADER_BYTES, self.catalog.size_of(key) or HEADER_BYTES)
+            data = memoryview(bytearray(size - HEADER_BYTES))
+            stored = self._read_into(key, header, data)
+            if stored is not None and stored > size:
+                data = memoryview(bytearray(stored - HEADER_BYTES))
+                stored = self._read_into(key, header, data)
+            if stored is None:
+                return None, 0
+            payload = data[: max(0, stored - HEADER_BYTES)]
+            return verify(header, payload, stored, key, fingerprint_of(header)), stored
+
+    def quarantine(self, key: ObjectKey, why: str) -> None:
+        """Takes a damaged object out of service and remembers it."""
+        self.counters.quarantined.inc()
+        entry = {"key": key_to_json(key), "reason": why, "at": round(time.time(), 3), "deleted": False}
+        self._quarantine.append(entry)
+        self.catalog.note_form(key, FOREIGN)
+        try:
+            entry["deleted"] = self.delete(key)
+        except OSError as error:
+            self._complaints.add("delete the damaged", key, error)
+        logger.error("L2 adapter %s: quarantined %s: %s", self.label, key_to_json(key), why)
+
+    def delete(self, key: ObjectKey, *, evicted: bool = False) -> bool:
+        """Removes an object; False when it is absent, or being read or written just now. Raises OSError."""
+        with self.calls.changing_if_idle(key) as idle:
+            if not idle:
+                return False
+            with self._counted("delete") as call:
+                removed = self.adapter.delete(key)
+                if not removed:
+                    call.outcome = "miss"
+            self.catalog.remove(key, evicted=evicted)
+        if removed:
+            if evicted:
+                self.counters.evicted.inc()
+            self.on_deleted(self, key)
+        return removed
+
+    def take_scan(self) -> None:
+        """Reads the catalog anew from the storage. Raises OSError, with what was found so far kept."""
+        with self._counted("scan"):
+            self.catalog.take_scan(self.adapter.scan())
+
+    @property
+    def capacity_bytes(self) -> int | None:
+        """Bytes the storage offers in all, as of the last `refresh`; None when it does not say."""
+        return self._capacity_bytes
+
+    def refresh(self) -> None:
+        """Asks the storage about itself, which may take its time. Raises OSError."""
+        self._own_facts = self.adapter.describe()
+        self._capacity_bytes = self.adapter.capacity_bytes()
+
+    def close(self) -> None:
+        """Lets go of the storage; nobody calls any more."""
+        try:
+            self.adapter.close()
+        except OSError as error:
+            logger.warning("L2 adapter %s: closing it: %s", self.label, error)
+
+    # ---- steps
+
+    def _stored_fingerprint(self, fingerprint: bytes) -> bytes:
+        stored = self._fingerprints.get(fingerprint)
+        if stored is None:
+            stored = self._fingerprints[fingerprint] = stored_fingerprint(fingerprint, self.codec)
+        return stored
+
+    @contextmanager
+    def _counted(self, operation: str) -> "Iterator[_Counted]":
+        """Around one call to the adapter: breaker, duration, outcome."""
+        call, started = _Counted(), time.perf_counter()
+        try:
+            with self.calls.guarded():
+                started = time.perf_counter()
+                call.asked = True
+                yield call
+        except ConnectionFault:
+            call.outcome = "fault" if call.asked else "refused"
+            raise
+        except StorageFull:
+            call.outcome = "full"
+            raise
+        except OSError:
+            call.outcome = "error"
+            raise
+        except EngineError:
+            call.outcome = "error"
+            raise
+        except Exception as error:
+            # A library's own exception must look like a failure of the storage, not like a bug of whoever asked.
+            call.outcome = "error"
+            logger.exception("L2 adapter %s: %s failed unexpectedly", self.label, operation)
+            raise OSError(f"{operation} failed: {type(error).__name__}: {error}") from error
+        finally:
+            self._count(operation, call.outcome)
+            if call.asked:
+                self.counters.seconds[operation].observe(time.perf_counter() - started)
+
+    def _count(self, operation: str, outcome: str) -> None:
+        self.counters.calls[operation, outcome].inc()
+
+    def describe(self) -> dict[str, object]:
+        """Its entry in GET /status. The storage itself is not asked; what it said last counts."""
+        catalog, eviction = self.catalog, self.spec.eviction
+        breaker = self.breaker.describe()
+        return {
+            "is_healthy": breaker["state"] == "closed" and not self.scan_error,
+            "type": type(self.adapter).__name__,
+            "type_name": self.type_name,
+            "adapter_index": self.index,
+            "primary": self.index == 0,
+            "shared": self.spec.shared,
+            "serde": [str(step.get("type")) for step in self.spec.serde],
+            "eviction_policy": eviction.eviction_policy,
+            "keeps_order_of_use": self.adapter.keeps_order_of_use,
+            "stored_object_count": len(catalog),
+            "current_size_bytes": catalog.bytes_used,
+            "max_capacity_bytes": self._capacity_bytes,
+            "catalog": {"complete": catalog.complete, "scanned": catalog.scanned, "error": self.scan_error or None},
+            "breaker": breaker,
+            "running_calls": len(self.calls),
+            "quarantined": list(self._quarantine),
+            **self._own_facts,
+        }
+
+
+class _Counted:
+    """One call: whether the storage was asked, and what came of it."""
+
+    __slots__ = ("asked", "outcome")
+
+    def __init__(self) -> None:
+        self.asked, self.outcome = False, "ok"
+
+
+class _Complaints:
+    """Logs failures, but not a line for each when a storage is down."""
+
+    INTERVAL_S = 5.0
+
+    def __init__(self, who: str) -> None:
+        self._who = who
+        self._last, self._silenced = float("-inf"), 0
+        self._lock = threading.Lock()
+
+    def add(self, verb: str, key: ObjectKey, error: Exception) -> None:
+        with self._lock:
+            now = time.monotonic()
+            if now - self._last < self.INTERVAL_S:
+                self._silenced += 1
+                return
+            self._last, silenced, self._silenced = now, self._silenced, 0
+        digest = key.chunk_hash.hex()[:16]
+        logger.warning(
+            "%s: could not %s object %s…: %s (%d more not shown)", self._who, verb, digest, str(error)[:300], silenced
+        )
