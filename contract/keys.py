@@ -2,19 +2,22 @@
 
 `{I}` is the instance id in braces, so that all keys of one instance share a cluster slot.
 
-key                       type    written by        what                                        lives
-------------------------  ------  ----------------  ------------------------------------------  ---------------------
-larder:{I}:engine         hash    engine            the heartbeat: boot, pid, state, beat       3 s after a beat
-larder:{I}:commands       stream  web               commands waiting or running                 until answered
-larder:{I}:command:ID     string  web, then engine  `seen`, or `started <boot id>`              10 min
-larder:{I}:reply:ID       list    engine            one JSON reply                              60 s
-larder:{I}:dead           stream  engine            commands given up on, with the reason       the newest 1000
-larder:{I}:snapshot:NAME  hash    engine            body (JSON), number, taken_at, boot_id      for ever, overwritten
-larder:{I}:quota          hash    engine            salt -> limit in bytes, the authority       for ever
-larder:{I}:quota:epoch    string  engine            names the life of the quota hash            for ever
-larder:{I}:usage          hash    engine            salt -> {"l1_bytes": n}                     the engine's boot
-larder:{I}:audit          stream  web               admin actions and their results             the newest 10000
-larder:instances          hash    engine            instance id -> {"boot_id", "address", ...}  removed at a clean stop
+key                           type    written by        what                                        lives
+----------------------------  ------  ----------------  ------------------------------------------  ------------------
+larder:{I}:engine             hash    engine            the heartbeat: boot, pid, state, beat       3 s after a beat
+larder:{I}:commands           stream  web               commands waiting or running                 until answered
+larder:{I}:command:ID         string  web, then engine  `seen`, or `started <boot id>`              10 min
+larder:{I}:reply:ID           list    engine            one JSON reply                              60 s
+larder:{I}:dead               stream  engine            commands given up on, with the reason       the newest 1000
+larder:{I}:snapshot:NAME      hash    engine            body (JSON), number, taken_at, boot_id      stays, overwritten
+larder:{I}:quota              hash    engine            salt -> limit in bytes, the authority       for ever
+larder:{I}:quota:epoch        string  engine            names the life of the quota hash            for ever
+larder:{I}:usage              hash    engine            salt -> {"l1_bytes": n, "l2_bytes": m}      the engine's boot
+larder:{I}:prefetch           zset    web, then engine  ids of prefetch jobs by time of submission  the newest 10000
+larder:{I}:prefetch:ID        hash    web, then engine  the record of a prefetch job                1 h from its end
+larder:{I}:prefetch:ID:input  string  web               its token ids (JSON)                        until its end
+larder:{I}:audit              stream  web               admin actions and their results             the newest 10000
+larder:instances              hash    engine            instance id -> {"boot_id", "address", ...}  until a clean stop
 """
 
 from dataclasses import dataclass
@@ -31,6 +34,9 @@ PATTERNS = (
     "larder:{I}:quota",
     "larder:{I}:quota:epoch",
     "larder:{I}:usage",
+    "larder:{I}:prefetch",
+    "larder:{I}:prefetch:ID",
+    "larder:{I}:prefetch:ID:input",
     "larder:{I}:audit",
     INSTANCES,
 )
@@ -39,6 +45,10 @@ DEAD_MAX_ENTRIES = 1000
 AUDIT_MAX_ENTRIES = 10_000
 REPLY_TTL_S = 60
 SEEN_TTL_S = 600
+PREFETCH_MAX_JOBS = 10_000
+#: From the submission of a prefetch job, whatever becomes of it, and from its end.
+PREFETCH_TTL_S = 24 * 3600
+PREFETCH_ENDED_TTL_S = 3600
 
 # The salt of a request without one is the empty string. A hash field may not look empty to a reader.
 DEFAULT_SALT_FIELD = "_default"
@@ -95,6 +105,16 @@ class Keys:
     @property
     def usage(self) -> str:
         return self._key("usage")
+
+    @property
+    def prefetch_jobs(self) -> str:
+        return self._key("prefetch")
+
+    def prefetch(self, request_id: str) -> str:
+        return self._key(f"prefetch:{request_id}")
+
+    def prefetch_input(self, request_id: str) -> str:
+        return self._key(f"prefetch:{request_id}:input")
 
     @property
     def audit(self) -> str:
