@@ -27,7 +27,8 @@ class _Call:
     __slots__ = ("judged", "started")
 
     def __init__(self, started: float) -> None:
-        self.started, self.judged = started, False
+        self.started = started
+        self.judged = False
 
 
 class Calls:
@@ -44,11 +45,11 @@ class Calls:
         return len(self._running)
 
     @contextmanager
-    def guarded(self) -> Iterator[None]:
+    def guarded(self, *, may_take_long: bool = False) -> Iterator[None]:
         """Around one call to the adapter. Raises ConnectionFault at once while the breaker is open."""
         if not self._breaker.allow():
             raise ConnectionFault("not asked: it could not be reached lately, its breaker is open")
-        call = _Call(self._clock())
+        call = _Call(float("inf") if may_take_long else self._clock())
         with self._state:
             self._running.add(call)
         failed = False

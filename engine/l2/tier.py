@@ -18,13 +18,15 @@ from enum import Enum
 from typing import NamedTuple
 
 from engine.errors import EngineError
-from engine.l2.base import ConnectionFault, L2Adapter, StorageFull
+from engine.l2.base import ConnectionFault, L2Adapter, StorageFull, Stored
 from engine.l2.breaker import Breaker
 from engine.l2.calls import Calls
 from engine.l2.catalog import FOREIGN, Catalog, Form
 from engine.l2.metrics import TierCounters
 from engine.l2.record import HEADER_BYTES, Verdict, fingerprint_of, make_header, missing_of, verify
+from engine.l2.registry import open_adapter
 from engine.l2.serde.codec import Codec, Undecodable, stored_fingerprint
+from engine.l2.serde.registry import open_codecs
 from engine.l2.spec import TierSpec
 from engine.object_key import ObjectKey, key_to_json
 
@@ -60,16 +62,11 @@ def _nobody_listens(tier: "Tier", key: ObjectKey) -> None:
 class Tier:
     """Thread-safe. `on_deleted` is called, under no lock, for each object that was removed from the storage."""
 
-    def __init__(
-        self,
-        index: int,
-        spec: TierSpec,
-        adapter: L2Adapter,
-        codec: Codec | None,
-        catalog: Catalog,
-        counters: TierCounters,
-    ) -> None:
-        self.index, self.spec, self.adapter, self.codec = index, spec, adapter, codec
+    adapter: L2Adapter
+    codec: Codec | None
+
+    def __init__(self, index: int, spec: TierSpec, catalog: Catalog, counters: TierCounters) -> None:
+        self.index, self.spec = index, spec
         self.type_name, self.catalog, self.counters = spec.type_name, catalog, counters
         self.label = f"{index}-{spec.type_name}"
         self.breaker = Breaker()
@@ -82,6 +79,11 @@ class Tier:
         self._quarantine: deque[dict[str, object]] = deque(maxlen=MAX_REMEMBERED)
         self._fingerprints: dict[bytes, bytes] = {}
         self._complaints = _Complaints(f"L2 adapter {self.label}")
+
+    def open(self) -> None:
+        """Connects to the storage; nothing else works before. Raises StartError."""
+        self.codec = open_codecs(self.spec.serde)
+        self.adapter = open_adapter(self.spec.type_name, self.spec.fields)
 
     # ---- what may be asked for
 
@@ -229,8 +231,15 @@ class Tier:
 
     def take_scan(self) -> None:
         """Reads the catalog anew from the storage. Raises OSError, with what was found so far kept."""
-        with self._counted("scan"):
-            self.catalog.take_scan(self.adapter.scan())
+        with self._counted("scan", may_take_long=True):
+            self.catalog.take_scan(self._noticed(self.adapter.scan()))
+
+    def _noticed(self, found: Iterator[Stored]) -> Iterator[Stored]:
+        """A scan may take minutes; its first object shows already that the storage can be reached."""
+        for number, stored in enumerate(found):
+            if not number:
+                self.breaker.succeeded()
+            yield stored
 
     @property
     def capacity_bytes(self) -> int | None:
@@ -258,11 +267,11 @@ class Tier:
         return stored
 
     @contextmanager
-    def _counted(self, operation: str) -> "Iterator[_Counted]":
+    def _counted(self, operation: str, *, may_take_long: bool = False) -> "Iterator[_Counted]":
         """Around one call to the adapter: breaker, duration, outcome."""
         call, started = _Counted(), time.perf_counter()
         try:
-            with self.calls.guarded():
+            with self.calls.guarded(may_take_long=may_take_long):
                 started = time.perf_counter()
                 call.asked = True
                 yield call

@@ -1,0 +1,66 @@
+"""What a tier needs done to it now and then, in a thread of its own: a storage that hangs holds up nobody else.
+
+The catalog is read from the storage at start, and again after a failure until it is complete; then the storage is
+asked about itself, for people and for eviction.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+
+from engine.l2.tier import Tier
+from engine.periodic import PeriodicThread, PeriodicThreads
+
+logger = logging.getLogger(__name__)
+
+INTERVAL_S = 2.0
+LONGEST_PAUSE_S = 60.0
+
+
+class TierCare:
+    """One tier's thread. `refreshed` is called after each look at the storage."""
+
+    def __init__(self, tier: Tier, threads: PeriodicThreads, refreshed: Callable[[Tier], None]) -> None:
+        self._tier, self._threads, self._refreshed = tier, threads, refreshed
+        self._pause_s, self._scan_at = INTERVAL_S, 0.0
+        self._thread: PeriodicThread | None = None
+
+    def start(self) -> None:
+        """Begins with the scan, at once."""
+        self._thread = self._threads.run(f"l2-care-{self._tier.label}", "medium", INTERVAL_S, self._work)
+        self._thread.wake()
+
+    def stop(self) -> None:
+        """Ends the thread; one that hangs in its storage is left behind."""
+        if self._thread is not None:
+            self._thread.stop()
+
+    def _work(self) -> str | None:
+        tier, now = self._tier, time.monotonic()
+        said = None
+        try:
+            tier.refresh()
+            self._refreshed(tier)
+            if not tier.catalog.complete and now >= self._scan_at:
+                said = self._scan()
+        except OSError as error:
+            return f"{type(error).__name__}: {error}"
+        return said
+
+    def _scan(self) -> str:
+        tier, started = self._tier, time.monotonic()
+        try:
+            tier.take_scan()
+        except OSError as error:
+            said = f"the catalog is incomplete, trying again in {self._pause_s:.0f} s: {error}"
+            if not tier.scan_error:
+                logger.warning("L2 adapter %s: %s", tier.label, said)
+            tier.scan_error = str(error)[:300]
+            self._scan_at = time.monotonic() + self._pause_s
+            self._pause_s = min(LONGEST_PAUSE_S, 2 * self._pause_s)
+            return said
+        tier.scan_error, self._pause_s = "", INTERVAL_S
+        catalog = tier.catalog
+        said = f"{len(catalog)} objects, {catalog.bytes_used} bytes found in {time.monotonic() - started:.1f} s"
+        logger.info("L2 adapter %s: %s", tier.label, said)
+        return said

@@ -1,0 +1,275 @@
+"""Brings single objects from L2 into L1: one load per key, whoever asks for it.
+
+    waiting ─a thread of the first tier that may have it─→ running ─miss, fault─→ waiting for the next tier ─…─→ over
+       └─nobody wants it any more─→ over
+
+Each tier has its own threads, so a storage that hangs holds up nobody but itself. Demand (a lookup waits) goes before
+warm (a prefetch job). A running load owns its slot until the storage answers, however long that takes and whoever has
+stopped waiting. A loaded object is made readable and pinned in one step; each of those who asked has a share in the
+pin and gives it back with `release`, so it cannot be evicted before they have leased it.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from enum import Enum
+
+from engine.kv_layout import ObjectLayout
+from engine.l1.cache import L1Cache
+from engine.l1.holds import ENGINE, Pin
+from engine.l1.segment import SharedSegment
+from engine.l2.tier import Outcome, Tier
+from engine.movement.threads import join_all
+from engine.object_key import ObjectKey
+
+logger = logging.getLogger(__name__)
+
+#: Threads per tier, and so objects on their way from it at one time.
+THREADS = 4
+#: Loads waiting for one tier.
+MAX_WAITING = 8192
+
+
+class LoadEnd(Enum):
+    """How a load ended. Only LOADED and RESIDENT leave a pinned object."""
+
+    LOADED = "loaded"
+    #: Somebody else had brought it into L1 meanwhile.
+    RESIDENT = "resident"
+    MISSING = "missing"
+    #: The storage failed, or what it gave was damaged.
+    FAILED = "failed"
+    NO_ROOM = "no_room"
+    #: A client is writing the object just now, or the cache was cleared meanwhile.
+    CONTENDED = "contended"
+    ABANDONED = "abandoned"
+
+
+Done = Callable[["Load"], None]
+
+
+class Load:
+    """One key on its way. Guarded by the loader's lock until `end` is set; read-only afterwards."""
+
+    __slots__ = ("demand", "end", "failed", "key", "layouts", "pin", "running", "shares", "tiers", "waiters")
+
+    def __init__(self, key: ObjectKey, layouts: Sequence[ObjectLayout], tiers: list[Tier]) -> None:
+        self.key, self.layouts, self.tiers = key, layouts, tiers
+        self.waiters: list[Done] = []
+        self.end: LoadEnd | None = None
+        self.pin: Pin | None = None
+        self.shares = 0
+        self.demand = self.running = False
+        #: Whether a tier failed before another one had nothing.
+        self.failed = False
+
+
+class _Queue:
+    """What waits for one tier. Guarded by its own condition."""
+
+    def __init__(self) -> None:
+        self.demand: deque[Load] = deque()
+        self.warm: deque[Load] = deque()
+        self.changed = threading.Condition()
+        self.closed = False
+
+    def put(self, load: Load, *, demand: bool) -> bool:
+        with self.changed:
+            if self.closed or len(self.demand) + len(self.warm) >= MAX_WAITING:
+                return False
+            (self.demand if demand else self.warm).append(load)
+            self.changed.notify()
+            return True
+
+    def take(self) -> Load | None:
+        """The next one, demand first; None when closed."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.closed or self.demand or self.warm)
+            if self.closed:
+                return None
+            return (self.demand or self.warm).popleft()
+
+    def close(self) -> list[Load]:
+        """Takes nothing more; returns what still waited."""
+        with self.changed:
+            self.closed = True
+            left = [*self.demand, *self.warm]
+            self.demand.clear()
+            self.warm.clear()
+            self.changed.notify_all()
+            return left
+
+
+class Loader:
+    """Thread-safe. `start` and `stop` are called once each."""
+
+    def __init__(self, tiers: Sequence[Tier], l1: L1Cache, segment: SharedSegment) -> None:
+        self._tiers, self._l1, self._segment = tuple(tiers), l1, segment
+        self._loads: dict[ObjectKey, Load] = {}
+        self._lock = threading.Lock()
+        self._queues = {tier.index: _Queue() for tier in self._tiers}
+        self._threads = [
+            threading.Thread(target=self._loop, args=(tier,), name=f"l2-load-{tier.label}-{number}", daemon=True)
+            for tier in self._tiers
+            for number in range(THREADS)
+        ]
+        self._running = 0
+        self._running_bytes = 0
+
+    def start(self) -> None:
+        """Begins to load."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self, deadline: float) -> None:
+        """Ends the threads; what waits is abandoned. A call that hangs in its storage is left behind at `deadline`."""
+        for queue in self._queues.values():
+            for load in queue.close():
+                self._finish(load, LoadEnd.ABANDONED, None)
+        join_all(self._threads, deadline)
+
+    # ---- for those who want objects
+
+    def may_find(self, key: ObjectKey, layouts: Sequence[ObjectLayout]) -> bool:
+        """Whether some tier may have `key` in one of `layouts` and can be asked now."""
+        fingerprints = [layout.fingerprint for layout in layouts]
+        return any(tier.may_have(key, fingerprints) and tier.breaker.state != "open" for tier in self._tiers)
+
+    def request(self, key: ObjectKey, layouts: Sequence[ObjectLayout], done: Done, *, demand: bool) -> Load | None:
+        """Loads `key` in one of `layouts`, or joins the load under way; `done` is called once, in another thread.
+
+        When it ends with a pin, the caller has a share of it to `release`. None, and no call, when no tier may have
+        the object or too many loads wait.
+        """
+        with self._lock:
+            load = self._loads.get(key)
+            if load is not None:
+                load.waiters.append(done)
+                hurry = demand and not load.demand and not load.running
+                load.demand |= demand
+                if not hurry:
+                    return load
+                # It stands in both queues then; whoever takes it second finds it begun.
+                self._queues[load.tiers[0].index].put(load, demand=True)
+                return load
+            fingerprints = [layout.fingerprint for layout in layouts]
+            load = Load(key, layouts, [tier for tier in self._tiers if tier.may_have(key, fingerprints)])
+            if not load.tiers:
+                return None
+            load.demand = demand
+            if not self._queues[load.tiers[0].index].put(load, demand=demand):
+                return None
+            load.waiters.append(done)
+            self._loads[key] = load
+            return load
+
+    def release(self, load: Load) -> None:
+        """Gives back a share of the pin of a load that is over."""
+        with self._lock:
+            load.shares -= 1
+            last = load.shares == 0
+        if last and load.pin is not None:
+            self._l1.unpin(load.pin)
+
+    def abandon(self, load: Load, done: Done) -> None:
+        """`done` will not be called, unless it is being called just now. A load nobody wants does not begin."""
+        with self._lock:
+            if load.end is None and done in load.waiters:
+                load.waiters.remove(done)
+
+    def describe(self) -> dict[str, int]:
+        """Counts for GET /status and metrics."""
+        waiting = sum(len(queue.demand) + len(queue.warm) for queue in self._queues.values())
+        return {"waiting": waiting, "running": self._running, "running_bytes": self._running_bytes}
+
+    # ---- a tier's threads
+
+    def _loop(self, tier: Tier) -> None:
+        queue = self._queues[tier.index]
+        while (load := queue.take()) is not None:
+            if not self._begin(load, tier):
+                continue
+            end, pin = LoadEnd.FAILED, None
+            try:
+                end, pin = self._load_from(tier, load)
+            except Exception:  # a thread's top: the next load must go on after a bug
+                logger.exception("a load from L2 adapter %s failed", tier.label)
+            self._end_step(load, end, pin)
+
+    def _begin(self, load: Load, tier: Tier) -> bool:
+        """Whether this thread is to load it: not when it is over, runs already, or nobody wants it any more."""
+        with self._lock:
+            if load.end is not None or load.running or not load.tiers or load.tiers[0] is not tier:
+                return False
+            if load.waiters:
+                load.tiers.pop(0)
+                load.running = True
+                self._running += 1
+                return True
+        self._finish(load, LoadEnd.ABANDONED, None)
+        return False
+
+    def _end_step(self, load: Load, end: LoadEnd, pin: Pin | None) -> None:
+        """On to the next tier that may have it, or over."""
+        with self._lock:
+            self._running -= 1
+            load.running = False
+            load.failed |= end is LoadEnd.FAILED
+            if end in (LoadEnd.MISSING, LoadEnd.FAILED):
+                if load.tiers and self._queues[load.tiers[0].index].put(load, demand=load.demand):
+                    return
+                end = LoadEnd.FAILED if load.failed else LoadEnd.MISSING
+        self._finish(load, end, pin)
+
+    def _load_from(self, tier: Tier, load: Load) -> tuple[LoadEnd, Pin | None]:
+        """Tries the layouts that the object may have, one after the other."""
+        for layout in load.layouts:
+            if not tier.may_have(load.key, (layout.fingerprint,)):
+                continue
+            end, pin = self._load_as(tier, load.key, layout)
+            if end is not LoadEnd.MISSING:
+                return end, pin
+        return LoadEnd.MISSING, None
+
+    def _load_as(self, tier: Tier, key: ObjectKey, layout: ObjectLayout) -> tuple[LoadEnd, Pin | None]:
+        reservation = self._l1.reserve([key], layout.object_bytes, layout.fingerprint, ENGINE)
+        entry = reservation.entries[0]
+        if entry is None:
+            if reservation.refused:
+                return LoadEnd.NO_ROOM, None
+            pin = self._l1.hold([key], (layout.fingerprint,))[0]
+            return (LoadEnd.CONTENDED, None) if pin is None else (LoadEnd.RESIDENT, pin)
+        with self._lock:
+            self._running_bytes += entry.nbytes
+        committed = False
+        try:
+            loaded = tier.load(key, layout.fingerprint, self._segment.view(entry.offset, entry.nbytes))
+            if loaded.outcome is not Outcome.LOADED:
+                return (LoadEnd.MISSING if loaded.outcome is Outcome.MISS else LoadEnd.FAILED), None
+            # Nobody sees the entry before the commit.
+            entry.missing = loaded.missing
+            committed = True
+            pin = self._l1.commit_pinned(reservation)
+            return (LoadEnd.CONTENDED, None) if pin is None else (LoadEnd.LOADED, pin)
+        finally:
+            with self._lock:
+                self._running_bytes -= entry.nbytes
+            if not committed:
+                self._l1.abort(reservation)
+
+    def _finish(self, load: Load, end: LoadEnd, pin: Pin | None) -> None:
+        with self._lock:
+            if load.end is not None:
+                return
+            waiters, load.waiters = load.waiters, []
+            load.end, load.pin, load.shares = end, pin, len(waiters)
+            if self._loads.get(load.key) is load:
+                del self._loads[load.key]
+        if pin is not None and not waiters:
+            self._l1.unpin(pin)
+        for done in waiters:
+            try:
+                done(load)
+            except Exception:  # one asker's bug must not keep the others waiting
+                logger.exception("telling the end of a load failed")

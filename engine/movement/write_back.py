@@ -1,0 +1,363 @@
+"""Writes what was stored in L1 to L2: in the background, bounded, retried, and given up on in the open.
+
+    committed ─dispatcher─→ queued (pinned) ─→ running (pinned) ─→ stored
+                  │                              └─failed→ waiting for a retry (not pinned) ─→ queued … ─→ dead
+                  └─→ not queued: stored already, queue full, breaker open, tenant at limit 0
+
+outcome         meaning
+--------------  -------------------------------------------------------------------------------------------------
+stored          written
+present         L2 had it already
+queue_full      the adapter's share of write_back_max_bytes is dirty: not written, and clean
+breaker_open    the adapter could not be reached lately: not written, and clean
+no_quota        its tenant's limit is 0 where the adapter evicts by quota
+retried         an attempt failed, another one will be made
+evicted_before  L1 needed the room before the next attempt
+cancelled       deleted from L2 before it was written
+dead            given up on: the newest of these are shown by GET /status
+left_at_stop    the server stopped before it was written
+
+Each adapter has its own queue, threads and share of the bytes, so a slow one holds up neither the others nor the data
+plane, which does no more than append to a list.
+"""
+
+import heapq
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+
+from engine.errors import BadRequest
+from engine.l1.cache import L1Cache
+from engine.l1.holds import Pin
+from engine.l1.index import Entry
+from engine.l1.segment import SharedSegment
+from engine.l2.base import ConnectionFault, StorageFull
+from engine.l2.catalog import Form
+from engine.l2.tier import Tier
+from engine.movement.threads import join_all
+from engine.object_key import ObjectKey, key_to_json
+from engine.periodic import PeriodicThreads, RunRecord
+
+logger = logging.getLogger(__name__)
+
+#: Writing threads per adapter.
+THREADS = 2
+MAX_ATTEMPTS = 4
+#: Before the second, third and fourth attempt.
+RETRY_PAUSES_S = (0.5, 2.0, 8.0)
+MAX_WAITING_FOR_RETRY = 1024
+#: Committed objects that the dispatcher has not seen yet.
+MAX_COMMITTED = 1 << 16
+MAX_REMEMBERED_DEAD = 64
+TURN_S = 0.5
+
+
+@dataclass(slots=True, eq=False)
+class Write:
+    """One object on its way to one adapter. `pin` is None while it waits for a retry."""
+
+    key: ObjectKey
+    form: Form
+    nbytes: int
+    pin: Pin | None
+    attempts: int = 0
+
+
+class WriteQueue:
+    """What is to be written to one adapter, and its threads. Thread-safe."""
+
+    def __init__(
+        self,
+        tier: Tier,
+        l1: L1Cache,
+        segment: SharedSegment,
+        max_bytes: int,
+        *,
+        stored: Callable[[Entry], None],
+        full: Callable[[Tier, int], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`stored` is told of each written object, `full` of the bytes there was no room for; both under no lock."""
+        self.tier, self._l1, self._segment, self._max_bytes = tier, l1, segment, max_bytes
+        self._stored, self._full, self._clock = stored, full, clock
+        self._counters = tier.counters.write_back
+        self._changed = threading.Condition()
+        self._queued: dict[ObjectKey, Write] = {}
+        self._retries: list[tuple[float, int, Write]] = []
+        self._numbers = count()
+        self._running: set[ObjectKey] = set()
+        self._dead: deque[dict[str, object]] = deque(maxlen=MAX_REMEMBERED_DEAD)
+        self._closed = False
+        self.dirty_bytes = 0
+        self._threads = [
+            threading.Thread(target=self._loop, name=f"l2-write-{tier.label}-{number}", daemon=True)
+            for number in range(THREADS)
+        ]
+
+    def start(self) -> None:
+        """Begins to write."""
+        for thread in self._threads:
+            thread.start()
+
+    def wants(self, entry: Entry, form: Form) -> bool:
+        """Whether the object should be queued; counts why not."""
+        if self.tier.knows(entry.key, form):
+            self.tier.catalog.used(entry.key)
+            self._counters["present"].inc()
+        elif self.tier.breaker.state == "open":
+            self._counters["breaker_open"].inc()
+        elif self._closed or (self.dirty_bytes and self.dirty_bytes + entry.nbytes > self._max_bytes):
+            self._counters["queue_full"].inc()
+        else:
+            return True
+        return False
+
+    def put(self, entry: Entry, form: Form, pin: Pin) -> None:
+        """Queues a pinned object; the pin is this queue's from now on."""
+        with self._changed:
+            former = self._queued.pop(entry.key, None)
+            if former is not None:
+                self._drop(former)
+            self._queued[entry.key] = Write(entry.key, form, entry.nbytes, pin)
+            self.dirty_bytes += entry.nbytes
+            self._changed.notify()
+
+    def cancel(self, key: ObjectKey) -> bool:
+        """Whether a queued write, or one that waited for a retry, was called off."""
+        with self._changed:
+            write = self._queued.pop(key, None)
+            waiting = [entry for entry in self._retries if entry[2].key == key]
+            for entry in waiting:
+                self._retries.remove(entry)
+            if waiting:
+                heapq.heapify(self._retries)
+            if write is not None:
+                self._drop(write)
+        cancelled = len(waiting) + (write is not None)
+        self._counters["cancelled"].inc(cancelled)
+        return bool(cancelled)
+
+    def _drop(self, write: Write) -> None:
+        """Lets go of the object's bytes. Call under the lock."""
+        if write.pin is not None:
+            self.dirty_bytes -= write.nbytes
+            self._l1.unpin(write.pin)
+            write.pin = None
+
+    # ---- threads
+
+    def _loop(self) -> None:
+        while (write := self._take()) is not None:
+            try:
+                self._write(write)
+            except Exception:  # a thread's top: the next write must go on after a bug
+                logger.exception("writing to L2 adapter %s failed", self.tier.label)
+                self._give_up(write, "internal error, see the log")
+            finally:
+                with self._changed:
+                    self._running.discard(write.key)
+                    self._drop(write)
+                    self._changed.notify_all()
+
+    def _take(self) -> Write | None:
+        """The next write, whose key runs nowhere else; None when closed."""
+        with self._changed:
+            while not self._closed:
+                self._revive()
+                for key, write in self._queued.items():
+                    if key not in self._running:
+                        del self._queued[key]
+                        self._running.add(key)
+                        return write
+                self._changed.wait(max(0.01, self._retries[0][0] - self._clock()) if self._retries else None)
+            return None
+
+    def _revive(self) -> None:
+        """Queues again what has waited long enough and is still in L1."""
+        while self._retries and self._retries[0][0] <= self._clock():
+            write = heapq.heappop(self._retries)[2]
+            if write.key in self._queued:
+                continue
+            pin = self._l1.hold([write.key], (write.form.fingerprint,))[0]
+            if pin is None or pin.entries[0].missing != write.form.missing:
+                if pin is not None:
+                    self._l1.unpin(pin)
+                self._counters["evicted_before"].inc()
+                continue
+            write.pin = pin
+            self._queued[write.key] = write
+            self.dirty_bytes += write.nbytes
+
+    def _write(self, write: Write) -> None:
+        assert write.pin is not None
+        entry = write.pin.entries[0]
+        write.attempts += 1
+        try:
+            self.tier.store(write.key, write.form, self._segment.view(entry.offset, entry.nbytes))
+        except StorageFull as error:
+            self._full(self.tier, write.nbytes)
+            self._retry(write, error)
+        except ConnectionFault as error:
+            if self.tier.breaker.state == "open":
+                self._counters["breaker_open"].inc()
+            else:
+                self._retry(write, error)
+        except OSError as error:
+            self._retry(write, error)
+        except BadRequest as error:
+            self._give_up(write, str(error))
+        else:
+            self._counters["stored"].inc()
+            with self._changed:
+                self._drop(write)
+            self._stored(entry)
+
+    def _retry(self, write: Write, error: OSError) -> None:
+        """Another attempt later; until then L1 may evict the object."""
+        with self._changed:
+            room = len(self._retries) < MAX_WAITING_FOR_RETRY
+            if write.attempts < MAX_ATTEMPTS and room and not self._closed:
+                self._drop(write)
+                due = self._clock() + RETRY_PAUSES_S[write.attempts - 1]
+                heapq.heappush(self._retries, (due, next(self._numbers), replace(write)))
+                self._counters["retried"].inc()
+                return
+        self._give_up(write, f"{error} (attempt {write.attempts})" if room else f"{error} (too many wait for a retry)")
+
+    def _give_up(self, write: Write, reason: str) -> None:
+        self._counters["dead"].inc()
+        self._dead.append({"key": key_to_json(write.key), "reason": reason[:300], "at": round(time.time(), 3)})
+        logger.error(
+            "L2 adapter %s: object %s of %r not written: %s",
+            self.tier.label, write.key.chunk_hash.hex()[:16], write.key.model_name, reason[:300],
+        )  # fmt: skip
+
+    def drain(self, deadline: float) -> int:
+        """Waits until all is written, at most until `deadline` (monotonic); returns what is left then."""
+        with self._changed:
+            self._changed.wait_for(lambda: not (self._queued or self._running), max(0.0, deadline - time.monotonic()))
+            left = [*self._queued.values(), *(entry[2] for entry in self._retries)]
+            running = len(self._running)
+            self._closed = True
+            self._queued.clear()
+            self._retries.clear()
+            for write in left:
+                self._drop(write)
+            self._changed.notify_all()
+        self._counters["left_at_stop"].inc(len(left) + running)
+        return len(left) + running
+
+    def join(self, deadline: float) -> None:
+        """Waits for the threads after `drain`."""
+        join_all(self._threads, deadline)
+
+    def describe(self) -> dict[str, object]:
+        """For GET /status."""
+        with self._changed:
+            return {
+                "queued_objects": len(self._queued),
+                "running_objects": len(self._running),
+                "waiting_for_retry": len(self._retries),
+                "dirty_bytes": self.dirty_bytes,
+                "max_dirty_bytes": self._max_bytes,
+                "dead_letters": list(self._dead),
+            }
+
+
+class WriteBack:
+    """Takes what L1 commits and deals it out to the adapters' queues."""
+
+    def __init__(
+        self,
+        queues: Sequence[WriteQueue],
+        l1: L1Cache,
+        threads: PeriodicThreads,
+        may_store: Callable[[Tier, str], bool],
+    ) -> None:
+        """`may_store` says whether a tenant may have anything in an adapter at all."""
+        self.queues, self._l1, self._threads, self._may_store = tuple(queues), l1, threads, may_store
+        self._committed: deque[Entry] = deque()
+        self._wake = threading.Event()
+        self._stopping = False
+        self._record = RunRecord("l2-write-back", "high", TURN_S)
+        self._thread = threading.Thread(target=self._loop, name="l2-write-back", daemon=True)
+        #: Objects that came while the dispatcher was far behind.
+        self.overrun = 0
+
+    def start(self) -> None:
+        """Begins to write back."""
+        for queue in self.queues:
+            queue.start()
+        self._threads.add(self._record)
+        self._record.is_running = True
+        self._thread.start()
+
+    def committed(self, entries: Iterable[Entry]) -> None:
+        """These objects became readable. Quick; any thread may call."""
+        for entry in entries:
+            if len(self._committed) >= MAX_COMMITTED:
+                self.overrun += 1
+            else:
+                self._committed.append(entry)
+        self._wake.set()
+
+    def cancel(self, tier: Tier, key: ObjectKey) -> bool:
+        """Whether a write of `key` to this adapter was called off before it began."""
+        return self.queues[tier.index].cancel(key)
+
+    def stop(self, deadline: float) -> None:
+        """Writes what is queued until `deadline` (monotonic), and says what it left."""
+        self._record.stopped_on_purpose = True
+        self._stopping = True
+        self._wake.set()
+        if self._thread.ident is not None:
+            self._thread.join(max(0.1, deadline - time.monotonic()))
+        for queue in self.queues:
+            left_bytes = queue.dirty_bytes
+            left = queue.drain(deadline)
+            if left:
+                logger.warning(
+                    "L2 adapter %s: stopped with %d objects not written (%d bytes were dirty when the stop began)",
+                    queue.tier.label, left, left_bytes,
+                )  # fmt: skip
+        for queue in self.queues:
+            queue.join(max(deadline, time.monotonic() + 1.0))
+
+    def _loop(self) -> None:
+        try:
+            while True:
+                self._wake.wait(TURN_S)
+                self._wake.clear()
+                stopping = self._stopping
+                started = time.time()
+                try:
+                    dealt = self._deal_out()
+                    self._record.ran(started, success=True, count=bool(dealt))
+                except Exception as error:  # a loop top: write-back must go on after a bug
+                    logger.exception("dealing out committed objects failed")
+                    self._record.ran(started, success=False, message=repr(error))
+                if stopping:
+                    return
+        finally:
+            self._record.is_running = False
+
+    def _deal_out(self) -> int:
+        number = 0
+        while self._committed:
+            entry = self._committed.popleft()
+            number += 1
+            form = Form(entry.fingerprint, entry.missing)
+            for queue in self.queues:
+                if not self._may_store(queue.tier, entry.key.cache_salt):
+                    queue.tier.counters.write_back["no_quota"].inc()
+                elif queue.wants(entry, form):
+                    pin = self._l1.hold([entry.key], (form.fingerprint,))[0]
+                    if pin is not None:
+                        queue.put(pin.entries[0], form, pin)
+                    else:
+                        queue.tier.counters.write_back["evicted_before"].inc()
+        return number
