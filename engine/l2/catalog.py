@@ -35,6 +35,7 @@ class Order(Protocol):
     def used(self, key: ObjectKey) -> None: ...
     def remove(self, key: ObjectKey, nbytes: int, *, evicted: bool) -> None: ...
     def oldest(self) -> Iterator[ObjectKey]: ...
+    def oldest_of(self, cache_salt: str) -> Iterator[ObjectKey]: ...
     def clear(self) -> None: ...
 
 
@@ -92,6 +93,10 @@ class Catalog:
         with self._lock:
             return dict(self._bytes_by_salt)
 
+    def bytes_of(self, cache_salt: str) -> int:
+        """Stored bytes of one salt."""
+        return self._bytes_by_salt.get(cache_salt, 0)
+
     def take_changed_salts(self) -> set[str]:
         """Salts whose bytes changed since the last call."""
         with self._lock:
@@ -125,6 +130,17 @@ class Catalog:
         """`count` keys with their sizes in the order in which they should go, from place `start` on."""
         with self._lock:
             return [(key, self._sizes[key]) for key in islice(self._order.oldest(), start, start + count)]
+
+    def keys(self) -> list[ObjectKey]:
+        """All keys, in no order, as of one moment: about 10 ms for a million."""
+        with self._lock:
+            return list(self._sizes)
+
+    def oldest_of(self, cache_salt: str, start: int, count: int) -> list[tuple[ObjectKey, int]]:
+        """The same among the keys of one salt."""
+        with self._lock:
+            keys = islice(self._order.oldest_of(cache_salt), start, start + count)
+            return [(key, self._sizes[key]) for key in keys]
 
     def keys_after(self, position: int, count: int) -> list[tuple[ObjectKey, int]]:
         """Up to `count` entries in the order of the table, from `position` on."""
