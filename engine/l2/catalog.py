@@ -131,16 +131,16 @@ class Catalog:
         with self._lock:
             return [(key, self._sizes[key]) for key in islice(self._order.oldest(), start, start + count)]
 
-    def keys(self) -> list[ObjectKey]:
-        """All keys, in no order, as of one moment: about 10 ms for a million."""
-        with self._lock:
-            return list(self._sizes)
-
     def oldest_of(self, cache_salt: str, start: int, count: int) -> list[tuple[ObjectKey, int]]:
         """The same among the keys of one salt."""
         with self._lock:
             keys = islice(self._order.oldest_of(cache_salt), start, start + count)
             return [(key, self._sizes[key]) for key in keys]
+
+    def keys(self) -> list[ObjectKey]:
+        """All keys, in no order, as of one moment: about 10 ms for a million."""
+        with self._lock:
+            return list(self._sizes)
 
     def keys_after(self, position: int, count: int) -> list[tuple[ObjectKey, int]]:
         """Up to `count` entries in the order of the table, from `position` on."""

@@ -48,9 +48,10 @@ def make_tier(*, shared: bool = False, complete: bool = True) -> Tier:
     catalog = Catalog(LRU())
     if complete:
         catalog.take_scan([])
-    adapter = CountingAdapter(MemoryConfig())
     counters = TierMetrics(CollectorRegistry()).of("memory", 0)
-    return Tier(0, read_spec({"type": "memory", "shared": shared}), adapter, None, catalog, counters)
+    tier = Tier(0, read_spec({"type": "memory", "shared": shared}), catalog, counters)
+    tier.adapter, tier.codec = CountingAdapter(MemoryConfig()), None
+    return tier
 
 
 def put(tier: Tier, key: ObjectKey) -> None:
