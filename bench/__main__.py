@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from bench.report import conditions, print_rows
 
-QUESTIONS = ("copies", "short_operations", "web_tier", "isolation", "start_times", "index_memory")
+QUESTIONS = ("copies", "short_operations", "web_tier", "isolation", "start_times", "index_memory", "l2_adapters")
 
 
 def main(names: Sequence[str]) -> int:

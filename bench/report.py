@@ -67,11 +67,14 @@ def percentile(samples: Sequence[float], percent: float) -> float:
 
 
 def interleave(subjects: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """The median of `rounds` results of each subject, taken in turn so that all see the same weather."""
+    """The median of `rounds` results of each subject, taken in turn so that all see the same weather.
+
+    Every other round goes backwards, so that none always finds the caches as the same other left them.
+    """
     results: dict[str, list[float]] = {name: [] for name in subjects}
-    for _ in range(rounds):
-        for name, measure in subjects.items():
-            results[name].append(measure())
+    for number in range(rounds):
+        for name in reversed(subjects) if number % 2 else subjects:
+            results[name].append(subjects[name]())
     return {name: statistics.median(values) for name, values in results.items()}
 
 

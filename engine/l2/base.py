@@ -83,4 +83,4 @@ class L2Adapter(ABC):
 
 def total_bytes(buffers: Buffers) -> int:
     """Bytes of all buffers together."""
-    return sum(len(buffer) for buffer in buffers)
+    return sum(map(len, buffers))

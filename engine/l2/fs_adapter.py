@@ -10,6 +10,7 @@ one system call each way. The time of use is kept as the file's mtime, renewed a
 
 import contextlib
 import errno
+import itertools
 import os
 import secrets
 import time
@@ -38,7 +39,7 @@ class FsConfig:
 
 
 class FsAdapter(L2Adapter):
-    """See the module's text. Stateless but for the path."""
+    """See the module's text. Stateless but for the path, and a number for the next temporary name."""
 
     type_name: ClassVar[str] = "fs"
     keeps_order_of_use: ClassVar[bool] = True
@@ -49,6 +50,7 @@ class FsAdapter(L2Adapter):
         self._config = config
         self._base = os.path.abspath(config.base_path)
         self._tmp = os.path.join(self._base, TMP)
+        self._boot, self._numbers = secrets.token_hex(12), itertools.count()
         os.makedirs(self._tmp, mode=0o700, exist_ok=True)
         for prefix in range(256):
             os.makedirs(os.path.join(self._base, f"{prefix:02x}"), mode=0o700, exist_ok=True)
@@ -67,19 +69,17 @@ class FsAdapter(L2Adapter):
         except FileNotFoundError:
             return None
         try:
+            # One byte more than is wanted shows in the same call whether the file is longer.
+            wanted = total_bytes(into)
+            if os.preadv(descriptor, [*into, bytearray(1)], 0) == wanted:
+                return wanted
             size = os.fstat(descriptor).st_size
-            if size == total_bytes(into):
-                done = os.preadv(descriptor, into, 0)
-                if done < size:
-                    done += _read_rest(descriptor, into, done)
-                return done
-            os.preadv(descriptor, [into[0]], 0)
-            return size
+            return size if size != wanted else _read_in_pieces(descriptor, into)
         finally:
             os.close(descriptor)
 
     def write(self, key: ObjectKey, data: Buffers) -> None:
-        beside = os.path.join(self._tmp, secrets.token_hex(12))
+        beside = f"{self._tmp}/{self._boot}-{next(self._numbers)}"
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             try:
@@ -151,18 +151,16 @@ def _write_all(descriptor: int, data: Buffers) -> None:
             left[0] = left[0][done:]
 
 
-def _read_rest(descriptor: int, into: Buffers, done: int) -> int:
-    """Goes on after a short read; returns how many bytes more there were."""
-    start, more = done, 0
+def _read_in_pieces(descriptor: int, into: Buffers) -> int:
+    """Reads from the start where one call did not bring all; returns how many bytes there were."""
+    done = 0
     while True:
-        left, skip = [], start + more
+        left, skip = [], done
         for buffer in into:
             if skip < len(buffer):
                 left.append(buffer[skip:])
             skip = max(0, skip - len(buffer))
-        if not left:
-            return more
-        got = os.preadv(descriptor, left, start + more)
+        got = os.preadv(descriptor, left, done) if left else 0
         if not got:
-            return more
-        more += got
+            return done
+        done += got

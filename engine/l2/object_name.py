@@ -7,6 +7,7 @@ Model and salt are percent-encoded except for letters, digits and `-._` (a leadi
 never leaves its directory. Foreign names are no keys.
 """
 
+from functools import lru_cache
 from hashlib import blake2b
 from urllib.parse import quote, unquote
 
@@ -53,6 +54,7 @@ def key_of_name(name: str) -> ObjectKey | None:
         return None
 
 
+@lru_cache(1024)  # there are few models, and no more tenants at work at a time
 def _encode(text: str) -> str:
     encoded = quote(text, safe="").replace("~", "%7E")
     return "%2E" + encoded[1:] if encoded.startswith(".") else encoded

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from engine.l2.fs_adapter import FsAdapter, FsConfig
-from tests.conformance.l2_conformance import KEY, L2Conformance, Raw, payload, store
+from engine.l2.record import HEADER_BYTES
+from tests.conformance.l2_conformance import KEY, L2Conformance, Raw, load, payload, record, store
 
 
 class RawFiles:
@@ -63,6 +64,19 @@ def test_a_link_in_place_of_an_object_is_not_followed(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match="symbolic links"):
         adapter.read(KEY, [memoryview(bytearray(4096)), memoryview(bytearray(5000))])
+
+
+def test_a_read_that_comes_in_pieces_is_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = FsAdapter(FsConfig(str(tmp_path / "l2")))
+    store(adapter, KEY, payload(1))
+    read_at_once = os.preadv
+
+    def interrupted(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        return read_at_once(descriptor, [buffers[0][:1000]], offset)
+
+    monkeypatch.setattr(os, "preadv", interrupted)
+
+    assert load(adapter, KEY, 5000) == (HEADER_BYTES + 5000, bytes(record(KEY, payload(1))[0]), payload(1))
 
 
 def test_what_a_killed_writer_left_is_removed_at_start(tmp_path: Path) -> None:
