@@ -11,10 +11,10 @@ from collections.abc import Callable
 from flask import Flask, Response, g, request
 from prometheus_client import CollectorRegistry, Counter
 
-from app.config import mask_query
 from app.errors import current_policy
 from app.policy import Level
 from contract.errors import RedisAway
+from contract.masking import mask_query
 
 Entry = dict[str, str]
 

@@ -29,6 +29,7 @@ from contract import snapshots
 from contract.command_taker import CommandTaker
 from contract.errors import RedisAway
 from contract.keys import Keys
+from contract.masking import mask_secrets
 from contract.redis_client import check_server, describe, mask_password, open_blocking_redis, open_redis
 from contract.settings import SettingError, Settings, load_settings
 from engine.config import GIB, EngineConfig
@@ -189,7 +190,7 @@ class EngineWorker:
         engine = self._engine
         return {
             snapshots.STATUS: engine.status,
-            snapshots.CONF: engine.configuration,
+            snapshots.CONF: lambda: mask_secrets(engine.configuration()),
             snapshots.PERIODIC_THREADS: engine.threads.describe,
             snapshots.METRICS: lambda: {"text": engine.metrics_text()},
         }

@@ -7,9 +7,10 @@ from flask import Blueprint, Response, current_app
 
 import app
 from app.backend import current_backend
-from app.config import AppConfig, mask_secrets
+from app.config import AppConfig
 from app.errors import RouteError
 from app.policy import ERROR, Level, policy
+from contract.masking import mask_secrets
 from contract.snapshots import CONF
 
 router = Blueprint("conf", __name__)

@@ -6,7 +6,6 @@ import pytest
 from flask.testing import FlaskClient
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.config import is_secret_name, mask_query, mask_secrets
 from app.metrics import merge_families
 from contract.errors import RedisAway
 from tests.unit.app.memory_backend import MemoryBackend, record
@@ -91,52 +90,3 @@ def test_families_are_merged_sample_by_sample() -> None:
     assert merge_families([first, second]) == (
         '# HELP a one\n# TYPE a counter\na{x="1"} 1\na{x="2"} 3\n# HELP b two\n# TYPE b gauge\nb 2\n'
     )
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "admin_token",
-        "read_token",
-        "password",
-        "secret_key",
-        "secretAccessKey",
-        "AWS_ACCESS_KEY",
-        "api-key",
-        "DB_PASSWD",
-    ],
-)
-def test_names_of_secrets(name: str) -> None:
-    assert is_secret_name(name)
-
-
-@pytest.mark.parametrize("name", ["tokens_per_block", "skip_first_n_tokens", "key", "hash_algorithm", "monkey", "keys"])
-def test_names_that_only_look_like_it(name: str) -> None:
-    assert not is_secret_name(name)
-
-
-def test_masking_keeps_what_is_no_secret() -> None:
-    value = {"a": [1, None, True, "redis://h/0"], "token": 5, "password": "", "c": {"api_key": "x"}}
-
-    assert mask_secrets(value) == {
-        "a": [1, None, True, "redis://h/0"],
-        "token": 5,
-        "password": "",
-        "c": {"api_key": "***"},
-    }
-
-
-@pytest.mark.parametrize(
-    ("query", "masked"),
-    [
-        ("", ""),
-        ("instance_id=7&block_ids=0,[2,5]", "instance_id=7&block_ids=0,[2,5]"),
-        ("token=hunter2&x=1", "token=***&x=1"),
-        ("x=1&%74oken=hunter2", "x=1&%74oken=***"),
-        ("apiKey=hunter2&sig=hunter2", "apiKey=***&sig=***"),
-        ("url=redis%3A%2F%2F%3Ahunter2%40h", "url=redis://:***@h"),
-        ("token", "token"),
-    ],
-)
-def test_secrets_in_a_query_are_masked(query: str, masked: str) -> None:
-    assert mask_query(query) == masked

@@ -1,0 +1,57 @@
+"""Masking of secrets in what is shown or published: configurations, environments, queries."""
+
+import itertools
+import re
+from typing import Any
+from urllib.parse import unquote_plus
+
+from contract.redis_client import mask_password
+
+MASK = "***"
+
+_SECRET_WORDS = frozenset(
+    {"token", "secret", "password", "passwd", "pwd", "passphrase", "credential", "credentials", "apikey"}
+)
+_SECRET_PAIRS = frozenset(
+    (first, "key")
+    for first in ("api", "access", "account", "master", "private", "secret", "signing", "encryption", "sas")
+)
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+_SECRET_PARAMETER = re.compile(r"(?:token|secret|password|passwd|pwd|key|sig|signature)$", re.I)
+
+
+def mask_secrets(value: Any) -> Any:
+    """The same JSON value, with secrets replaced by `***`: by the name they stand under, and inside URLs."""
+    if isinstance(value, dict):
+        return {name: _mask_member(name, member) for name, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [mask_secrets(member) for member in value]
+    return mask_password(value) if isinstance(value, str) else value
+
+
+def _mask_member(name: str, member: Any) -> Any:
+    if isinstance(member, str) and member and is_secret_name(name):
+        return MASK
+    return mask_secrets(member)
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a value under this name is a secret: `admin_token`, `secretAccessKey`, but not `tokens_per_block`."""
+    words = [word.lower() for word in _WORD.findall(name)]
+    if _SECRET_WORDS.intersection(words):
+        return True
+    return any(pair in _SECRET_PAIRS for pair in itertools.pairwise(words))
+
+
+def mask_query(query: str) -> str:
+    """A raw query string with secrets replaced by `***`: by the parameter's name, and inside URLs."""
+    return "&".join(_mask_parameter(parameter) for parameter in query.split("&"))
+
+
+def _mask_parameter(parameter: str) -> str:
+    name, equals, value = parameter.partition("=")
+    plain_name, plain_value = unquote_plus(name), unquote_plus(value)
+    if value and (is_secret_name(plain_name) or _SECRET_PARAMETER.search(plain_name)):
+        return f"{name}={MASK}"
+    masked = mask_password(plain_value)
+    return parameter if masked == plain_value else f"{name}{equals}{masked}"
