@@ -23,7 +23,7 @@ from app.fuse import Fuse
 from app.shared_read import LastChange, SharedRead
 from contract import snapshots
 from contract.command_queue import WAIT_SLICE_S, CommandSubmitter
-from contract.commands import Command
+from contract.commands import MAX_INTEGER, Command
 from contract.engine_record import EngineRecord, read_record
 from contract.errors import EngineAway, QueueFull, RedisAway
 from contract.held_connections import HeldConnections, Words
@@ -41,10 +41,11 @@ PLACE_WAIT_S = 0.03
 
 @dataclass(frozen=True, slots=True)
 class QuotaState:
-    """A tenant's limit in bytes (None: not registered) and what it holds in L1."""
+    """A tenant's limit in bytes (None: not registered) and what it holds in L1 and in L2."""
 
     limit_bytes: int | None
     l1_bytes: int
+    l2_bytes: int
 
 
 class Backend(Protocol):
@@ -189,7 +190,7 @@ class QueueBackend:
             pipeline.hget(self._keys.usage, field)
             epoch, limit, usage = pipeline.execute()
         _require_quotas(epoch)
-        return QuotaState(_bytes_in(limit), _l1_bytes_in(usage))
+        return QuotaState(_bytes_in(limit), *_usage_in(usage))
 
     def quotas(self) -> dict[str, QuotaState]:
         self.require_engine()
@@ -202,7 +203,7 @@ class QueueBackend:
             usages = client.hmget(self._keys.usage, list(limits)) if limits else []
         _require_quotas(epoch)
         pairs = zip(limits.items(), cast(list[str | None], usages), strict=True)
-        return {field_to_salt(field): QuotaState(limit, _l1_bytes_in(usage)) for (field, limit), usage in pairs}
+        return {field_to_salt(field): QuotaState(limit, *_usage_in(usage)) for (field, limit), usage in pairs}
 
     def write_audit(self, entries: list[dict[str, str]]) -> None:
         head = ("XADD", self._keys.audit, "MAXLEN", "~", AUDIT_MAX_ENTRIES, "*")
@@ -261,5 +262,14 @@ def _bytes_in(limit: str | None) -> int | None:
     return int(limit) if limit is not None and limit.isascii() and limit.isdigit() else None
 
 
-def _l1_bytes_in(usage: str | None) -> int:
-    return cast(int, json.loads(usage).get("l1_bytes", 0)) if usage else 0
+def _usage_in(usage: str | None) -> tuple[int, int]:
+    """Bytes in L1 and in L2 by a field of the usage hash; what a person broke counts as nothing."""
+    try:
+        fields = json.loads(usage or "{}")
+    except (ValueError, RecursionError):
+        return 0, 0
+    if not isinstance(fields, dict):
+        return 0, 0
+    counts = [fields.get(name) for name in ("l1_bytes", "l2_bytes")]
+    l1_bytes, l2_bytes = (count if type(count) is int and 0 <= count <= MAX_INTEGER else 0 for count in counts)
+    return l1_bytes, l2_bytes

@@ -54,6 +54,8 @@ class EngineConfig:
     write_back_drain_seconds: float = 10.0
     #: A lookup is answered after this time with what there is by then.
     l2_lookup_deadline_seconds: float = 2.0
+    #: Where the engine keeps what outlives it beside L2; "" = nowhere.
+    data_dir: str = ""
     #: Data-plane address, shown by the configuration report.
     host: str = "127.0.0.1"
     port: int = 5555

@@ -4,15 +4,15 @@
     operator ── clear, quotas, checksums, status, metrics                         (control plane, rare)
 
 Engine wires the parts together: sessions.py (token hashes), registrations.py (workers), l1/ (what is kept),
-transfers.py (copies), housekeeping.py (loops), status.py and stats.py (what is told). All verbs may be called from any
-thread. Bookkeeping verbs take microseconds; those that copy (store, retrieve, commit_store with data, prepare_retrieve
-by message) take milliseconds.
+transfers.py (copies), tenants.py (quotas and usage), housekeeping.py (loops), status.py and stats.py (what is told).
+All verbs may be called from any thread. Bookkeeping verbs take microseconds; those that copy (store, retrieve,
+commit_store with data, prepare_retrieve by message) take milliseconds.
 """
 
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from engine import status
@@ -27,13 +27,14 @@ from engine.l1.eviction import make_policy
 from engine.l1.evictor import SLICE
 from engine.l1.holds import ClearResult
 from engine.l1.pool import SlotPool
-from engine.l1.quota import MAX_LIMIT_BYTES, QuotaTable
+from engine.l1.quota import QuotaTable
 from engine.l1.segment import SharedSegment, default_pool_name, remove_stale_pools
 from engine.object_key import MAX_WORLD_SIZE, ObjectKey, check_model_name, pack_kv_rank
 from engine.periodic import PeriodicThreads
 from engine.registrations import Registration, Registrations
 from engine.sessions import Sessions
 from engine.stats import Stats
+from engine.tenants import Tenants
 from engine.token_hasher import TokenHasher
 from engine.transfers import Transfers
 
@@ -89,6 +90,12 @@ class Engine:
             offers_shared_memory=self._offers_shared_memory,
             on_written=self.housekeeping.evict_if_full,
         )
+        self.tenants = tenants = Tenants(config, self.quota_table, self.l1, None, quotas_changed=self._quotas_changed)
+        # Quotas and usage; see tenants.py.
+        self.load_quotas, self.review_quota_epoch = tenants.load, tenants.review_epoch
+        self.keep_quota_epoch = tenants.keep_epoch
+        self.set_quota, self.delete_quota, self.quotas = tenants.set_quota, tenants.delete_quota, tenants.quotas
+        self.usage_by_salt, self.changed_usage = tenants.usage_by_salt, tenants.changed_usage
         # The transfer verbs; see transfers.py.
         self.store, self.retrieve = transfers.store, transfers.retrieve
         self.prepare_store, self.commit_store = transfers.prepare_store, transfers.commit_store
@@ -295,39 +302,9 @@ class Engine:
         self.on_change()
         return result
 
-    def load_quotas(self, limits: Mapping[str, int]) -> None:
-        """Takes over the durable quotas. From now on they are enforced, if the policy is IsolatedLRU."""
-        self.quota_table.load(limits)
-        self.on_change()
-
-    def set_quota(self, cache_salt: str, limit_bytes: int) -> None:
-        """Registers or replaces a salt's limit in bytes. Raises BadRequest when out of range."""
-        if not 0 <= limit_bytes <= MAX_LIMIT_BYTES:
-            raise BadRequest(f"limit of {limit_bytes} bytes is not in 0..{MAX_LIMIT_BYTES}")
-        self.quota_table.set(cache_salt, limit_bytes)
-        self._quotas_changed()
-
-    def delete_quota(self, cache_salt: str) -> bool:
-        """Whether there was a quota to remove; the salt's limit is 0 from now on."""
-        removed = self.quota_table.delete(cache_salt)
-        self._quotas_changed()
-        return removed
-
     def _quotas_changed(self) -> None:
         self.housekeeping.evict_now()
         self.on_change()
-
-    def quotas(self) -> dict[str, int]:
-        """Every registered limit in bytes."""
-        return self.quota_table.all()
-
-    def usage_by_salt(self) -> dict[str, int]:
-        """Readable bytes in L1 per salt."""
-        return self.l1.bytes_by_salt()
-
-    def changed_usage(self) -> dict[str, int]:
-        """`usage_by_salt` of the salts that changed since the last call; 0 for a salt that has nothing left."""
-        return self.l1.take_changed_salts()
 
     def checksum_blocks(
         self, instance_id: int, block_ids: Sequence[int], chunk_size: int, layerwise: bool
@@ -357,7 +334,7 @@ class Engine:
             "active_sessions": len(self.sessions),
             "active_prefetch_jobs": 0,
             **status.worker_report(self.config, self.registrations.all()),
-            "quotas": status.quota_report(self.config, self.quota_table),
+            "quotas": self.tenants.report(),
             "unhealthy_threads": self.threads.unhealthy(),
             "storage_manager": {"is_healthy": healthy, **l1, "l2_adapters": [], "num_l2_adapters": 0},
         }

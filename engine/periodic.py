@@ -102,13 +102,13 @@ class PeriodicThread:
         """Makes the next run begin at once."""
         self._wake.set()
 
-    def stop(self) -> None:
+    def stop(self, timeout_s: float = JOIN_TIMEOUT_S) -> None:
         """Ends the loop and waits for the run in progress."""
         self._stopping = True
         self.record.stopped_on_purpose = True
         self._wake.set()
         if self._thread.ident is not None:
-            self._thread.join(JOIN_TIMEOUT_S)
+            self._thread.join(timeout_s)
 
     def _loop(self) -> None:
         record = self.record

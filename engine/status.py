@@ -5,7 +5,6 @@ from dataclasses import asdict
 from typing import Any
 
 from engine.config import EngineConfig
-from engine.l1.quota import QuotaTable
 from engine.registrations import Registration
 
 #: What the HTTP contract calls this kind of server.
@@ -54,17 +53,6 @@ def _client_context(worker: Registration) -> dict[str, Any]:
     }
 
 
-def quota_report(config: EngineConfig, quotas: QuotaTable) -> dict[str, Any]:
-    """Whether quotas act, and if not why."""
-    if config.eviction_policy != "IsolatedLRU":
-        why = f"eviction_policy is {config.eviction_policy}; quotas act under IsolatedLRU alone"
-    elif not quotas.loaded:
-        why = "the stored quotas have not been read yet"
-    else:
-        why = ""
-    return {"enforced": not why, "not_enforced_because": why or None, "registered": len(quotas.all())}
-
-
 def l1_report(config: EngineConfig, counts: Mapping[str, int], threads: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """`l1_manager` and `l1_eviction_controller` of the storage manager's report."""
     alive = {thread["name"]: thread["is_active"] for thread in threads}
@@ -89,7 +77,7 @@ def l1_report(config: EngineConfig, counts: Mapping[str, int], threads: Sequence
 
 
 def configuration(config: EngineConfig, shm_name: str) -> dict[str, Any]:
-    """The engine's configuration objects, by name."""
+    """The engine's configuration objects, by name. The adapters' may hold secrets."""
     engine = asdict(config)
     names = (
         "host", "port", "chunk_size", "hash_algorithm", "supported_transfer_mode", "instance_id",
@@ -108,7 +96,11 @@ def configuration(config: EngineConfig, shm_name: str) -> dict[str, Any]:
                 "trigger_watermark": config.eviction_trigger_watermark,
                 "eviction_ratio": config.eviction_ratio,
             },
-            "l2_adapter_config": {"adapters": []},
+            "l2_adapter_config": {"adapters": list(engine["l2_adapter"])},
+            "store_policy": config.l2_store_policy,
+            "write_back_max_bytes": config.write_back_max_bytes,
+            "write_back_drain_seconds": config.write_back_drain_seconds,
+            "l2_lookup_deadline_seconds": config.l2_lookup_deadline_seconds,
         },
         "observability": {"enabled": True, "metrics_enabled": True, "logging_enabled": True, "tracing_enabled": False},
     }

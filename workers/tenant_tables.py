@@ -1,10 +1,13 @@
-"""The tenants' two hashes in Redis: their quotas, which are durable, and what they hold in L1.
+"""The tenants' two hashes in Redis: their quotas, which are durable, and what they hold in L1 and L2.
 
 The quota hash is the authority: it is read before the engine enforces anything. From then on the engine's table
 changes first and the hash follows, before the change is answered. `quota:epoch` names the life of the hash: when it
 is gone, Redis lost its data and both hashes are written again from memory; when it is another one, somebody put
 another Redis in place, and its quotas are taken over. A Redis that was started again may have lost its last second:
 both hashes are written again then, too.
+
+The engine is told the epoch together with the quotas, and judges whether they can be trusted (engine/quota_epoch.py).
+When a quota that was set has ended its doubt, all of them are written before it keeps the epoch.
 """
 
 import json
@@ -24,13 +27,24 @@ logger = logging.getLogger(__name__)
 BATCH = 1000
 
 
+class Used(Protocol):
+    """What one salt holds, in bytes."""
+
+    @property
+    def l1_bytes(self) -> int: ...
+    @property
+    def l2_bytes(self) -> int: ...
+
+
 class Tenants(Protocol):
     """What these tables need of the engine."""
 
-    def load_quotas(self, limits: Mapping[str, int]) -> None: ...
+    def load_quotas(self, limits: Mapping[str, int], epoch: str) -> None: ...
     def quotas(self) -> dict[str, int]: ...
-    def usage_by_salt(self) -> dict[str, int]: ...
-    def changed_usage(self) -> dict[str, int]: ...
+    def usage_by_salt(self) -> Mapping[str, Used]: ...
+    def changed_usage(self) -> Mapping[str, Used]: ...
+    def review_quota_epoch(self) -> bool: ...
+    def keep_quota_epoch(self) -> None: ...
 
 
 class TenantTables:
@@ -52,7 +66,7 @@ class TenantTables:
         self._redis_run = _run_of(client)
         limits = _limits(cast(dict[str, str], client.hgetall(self._keys.quota)))
         client.delete(self._keys.usage)
-        self._engine.load_quotas(limits)
+        self._engine.load_quotas(limits, self._epoch)
         return len(limits)
 
     def note_change(self, cache_salt: str) -> None:
@@ -82,10 +96,13 @@ class TenantTables:
             self._redis_run, self._write_all = run, True
         if epoch is None:
             logger.warning("Redis lost its data, writing %d quotas again", len(self._engine.quotas()))
-        if epoch is None or self._write_all:
+        ends_doubt = self._engine.review_quota_epoch()
+        if epoch is None or self._write_all or ends_doubt:
             self._rewrite(client, self._keys.quota, _quota_fields(self._engine.quotas()))
             self._rewrite(client, self._keys.usage, _usage_fields(self._engine.usage_by_salt()))
             client.set(self._keys.quota_epoch, self._epoch)
+            if ends_doubt:
+                self._engine.keep_quota_epoch()
             return
         limits = self._engine.quotas() if changed else {}
         self._update(client, self._keys.quota, changed, _quota_fields(limits))
@@ -99,7 +116,7 @@ class TenantTables:
         limits = _limits(cast(dict[str, str], client.hgetall(self._keys.quota)))
         own = self._engine.quotas()
         kept = {salt: limit for salt, limit in limits.items() if salt not in changed}
-        self._engine.load_quotas({**kept, **{salt: own[salt] for salt in changed if salt in own}})
+        self._engine.load_quotas({**kept, **{salt: own[salt] for salt in changed if salt in own}}, epoch)
         self._update(client, self._keys.quota, changed, _quota_fields(own))
         self._rewrite(client, self._keys.usage, _usage_fields(self._engine.usage_by_salt()))
         self._epoch = epoch
@@ -139,9 +156,13 @@ def _quota_fields(limits: Mapping[str, int]) -> dict[str, str]:
     return {salt_to_field(salt): str(limit) for salt, limit in limits.items()}
 
 
-def _usage_fields(usage: Mapping[str, int]) -> dict[str, str]:
+def _usage_fields(usage: Mapping[str, Used]) -> dict[str, str]:
     """Only salts that hold something."""
-    return {salt_to_field(salt): json.dumps({"l1_bytes": count}) for salt, count in usage.items() if count}
+    return {
+        salt_to_field(salt): json.dumps({"l1_bytes": used.l1_bytes, "l2_bytes": used.l2_bytes})
+        for salt, used in usage.items()
+        if used.l1_bytes or used.l2_bytes
+    }
 
 
 def _limits(fields: Mapping[str, str]) -> dict[str, int]:

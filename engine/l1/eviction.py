@@ -47,6 +47,10 @@ class EvictionPolicy(ABC):
     def oldest(self) -> Iterator[ObjectKey]:
         """Keys in the order in which they should go. Valid until the next change."""
 
+    def oldest_of(self, cache_salt: str) -> Iterator[ObjectKey]:
+        """Keys of one salt in the order in which they should go. Valid until the next change."""
+        return (key for key in self.oldest() if key.cache_salt == cache_salt)
+
     @abstractmethod
     def keys(self) -> Iterator[ObjectKey]:
         """Every key in the order, for the invariant check."""
@@ -85,6 +89,7 @@ class IsolatedLRU(EvictionPolicy):
     name = "IsolatedLRU"
 
     def __init__(self, limit_of: Callable[[str], int], capacity: int) -> None:
+        """`capacity` in bytes; 0 when it is not known: what is held is all there is to share, then."""
         self._limit_of, self._capacity = limit_of, capacity
         self._orders: dict[str, Order] = {}
         self._bytes: dict[str, int] = {}
@@ -109,17 +114,17 @@ class IsolatedLRU(EvictionPolicy):
         return [(salt, limit) for salt, nbytes, limit in limits if nbytes > limit]
 
     def oldest_of(self, cache_salt: str) -> Iterator[ObjectKey]:
-        """Keys of one salt, oldest first."""
         return iter(self._orders.get(cache_salt, ()))
 
     def oldest(self) -> Iterator[ObjectKey]:
         """Each time the oldest of the salt that would be furthest over its share by then.
 
-        A share is the limit, cut down in proportion when the limits of those present exceed the pool. What an object
-        takes is estimated by its salt's mean object size.
+        A share is the limit, at most all there is, cut down in proportion when the limits of those present exceed
+        that. What an object takes is estimated by its salt's mean object size.
         """
-        limits = {salt: self._limit_of(salt) for salt in self._orders}
-        cut = min(1.0, self._capacity / max(1, sum(limits.values())))
+        capacity = self._capacity or sum(self._bytes.values())
+        limits = {salt: min(self._limit_of(salt), capacity) for salt in self._orders}
+        cut = min(1.0, capacity / max(1, sum(limits.values())))
         sizes = {salt: self._bytes[salt] / len(order) for salt, order in self._orders.items()}
         queues = {salt: iter(order) for salt, order in self._orders.items()}
         heap = [(limits[salt] * cut - self._bytes[salt], salt) for salt in self._orders]
@@ -237,7 +242,7 @@ class Noop(EvictionPolicy):
 
 
 def make_policy(name: str, limit_of: Callable[[str], int], capacity: int) -> EvictionPolicy:
-    """The policy called `name`; `limit_of` and `capacity` matter to IsolatedLRU alone."""
+    """The policy called `name`; `limit_of` and `capacity` (bytes, 0 = not known) matter to IsolatedLRU alone."""
     if name == IsolatedLRU.name:
         return IsolatedLRU(limit_of, capacity)
     plain: dict[str, type[LRU] | type[ARC] | type[Noop]] = {LRU.name: LRU, ARC.name: ARC, Noop.name: Noop}

@@ -135,7 +135,7 @@ def test_a_flush_loses_no_quota_and_no_later_command(side: QueueSide) -> None:
     wait_for(lambda: works_again(side, "bob"), 30, "commands work again")
     assert side.client.hgetall(KEYS.quota) == {"_default": "3", "alice": "5", "bob": "1"}
     wait_for(lambda: snapshots.read(side.client, KEYS, snapshots.STATUS), 10, "the snapshot is back")
-    assert json.loads(str(side.client.hget(KEYS.usage, "alice"))) == {"l1_bytes": 7}
+    assert json.loads(str(side.client.hget(KEYS.usage, "alice"))) == {"l1_bytes": 7, "l2_bytes": 0}
 
 
 def test_a_flush_in_mid_command_does_not_lose_its_reply(side: QueueSide, pool: ThreadPoolExecutor) -> None:

@@ -58,9 +58,13 @@ def list_quotas() -> dict[str, Any]:
 
 
 def _shown(state: QuotaState) -> dict[str, float]:
-    """`current_usage_gb` is the larger tier's; L1 is the only one."""
-    l1_usage_gb = state.l1_bytes / GIB
-    return {"limit_gb": (state.limit_bytes or 0) / GIB, "current_usage_gb": l1_usage_gb, "l1_usage_gb": l1_usage_gb}
+    """`current_usage_gb` is the larger tier's, since a limit holds for each tier by itself."""
+    return {
+        "limit_gb": (state.limit_bytes or 0) / GIB,
+        "current_usage_gb": max(state.l1_bytes, state.l2_bytes) / GIB,
+        "l1_usage_gb": state.l1_bytes / GIB,
+        "l2_usage_gb": state.l2_bytes / GIB,
+    }
 
 
 def _salt_of(segment: str) -> str:

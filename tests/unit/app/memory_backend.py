@@ -29,7 +29,8 @@ class MemoryBackend:
     bodies: dict[str, Any] = field(default_factory=dict)
     limits: dict[str, int] = field(default_factory=dict)
     instances: set[int] = field(default_factory=lambda: {0, 7})
-    usages: dict[str, int] = field(default_factory=dict)
+    #: Bytes in L1 and in L2.
+    usages: dict[str, tuple[int, int]] = field(default_factory=dict)
     commands: list[Command] = field(default_factory=list)
     audit: list[dict[str, str]] = field(default_factory=list)
 
@@ -76,7 +77,7 @@ class MemoryBackend:
     def quota(self, cache_salt: str) -> QuotaState:
         self.require_engine()
         self._reach()
-        return QuotaState(self.limits.get(cache_salt), self.usages.get(cache_salt, 0))
+        return QuotaState(self.limits.get(cache_salt), *self.usages.get(cache_salt, (0, 0)))
 
     def quotas(self) -> dict[str, QuotaState]:
         self.require_engine()

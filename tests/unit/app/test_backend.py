@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.audit import MAX_WAITING, AuditTrail
-from app.backend import QueueBackend
+from app.backend import QueueBackend, QuotaState
 from app.fuse import Fuse
 from app.shared_read import LastChange, SharedRead
 from contract import snapshots
@@ -85,16 +85,29 @@ def test_quotas_come_from_the_two_hashes(backend: QueueBackend, redis_server: Re
         client.set(KEYS.quota_epoch, "a life")
         assert backend.quotas() == {}
         client.hset(KEYS.quota, mapping={"_default": "5", "alice": "7"})
-        client.hset(KEYS.usage, mapping={"alice": '{"l1_bytes": 3}', "bob": '{"l1_bytes": 9}'})
+        usages = {"alice": '{"l1_bytes": 3, "l2_bytes": 8}', "bob": '{"l1_bytes": 9, "l2_bytes": 1}'}
+        client.hset(KEYS.usage, mapping=usages)
 
-        quotas = backend.quotas()
+        assert backend.quotas() == {"": QuotaState(5, 0, 0), "alice": QuotaState(7, 3, 8)}
+        assert backend.quota("bob") == QuotaState(None, 9, 1)
+    finally:
+        client.close()
 
-        assert {salt: (state.limit_bytes, state.l1_bytes) for salt, state in quotas.items()} == {
-            "": (5, 0),
-            "alice": (7, 3),
-        }
-        assert backend.quota("bob").limit_bytes is None
-        assert backend.quota("bob").l1_bytes == 9
+
+def test_a_usage_that_somebody_broke_counts_as_nothing(
+    backend: QueueBackend, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    broken = ["{", "[1]", "7", "null", '"x"', "[" * 100_000, '{"l1_bytes": "9"}', '{"l1_bytes": -1, "l2_bytes": 1e9}']
+    broken += ['{"l1_bytes": true}', '{"l2_bytes": ' + "9" * 5000 + "}", '{"l2_bytes": ' + "9" * 400 + "}"]
+    client = redis_server.client()
+    try:
+        write_beat(client, KEYS, tmp_path, record())
+        client.set(KEYS.quota_epoch, "a life")
+        client.hset(KEYS.usage, mapping={str(number): text for number, text in enumerate(broken)})
+        client.hset(KEYS.quota, mapping={str(number): "1" for number in range(len(broken))})
+
+        assert set(backend.quotas().values()) == {QuotaState(1, 0, 0)}
+        assert backend.quota("0") == QuotaState(1, 0, 0)
     finally:
         client.close()
 

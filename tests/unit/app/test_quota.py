@@ -10,7 +10,7 @@ GIB = 2**30
 
 
 def test_put_then_get_a_quota(client: FlaskClient, backend: MemoryBackend) -> None:
-    backend.usages["alice"] = GIB // 2
+    backend.usages["alice"] = (GIB // 2, GIB // 4)
 
     put = client.put("/quota/alice", data=b'{"limit_gb": 0.001, "other": 1}', content_type="text/plain")
 
@@ -21,9 +21,19 @@ def test_put_then_get_a_quota(client: FlaskClient, backend: MemoryBackend) -> No
         "limit_gb": 0.0009999992325901985,
         "current_usage_gb": 0.5,
         "l1_usage_gb": 0.5,
+        "l2_usage_gb": 0.25,
         "exists": True,
     }
     assert client.get("/quota").get_json()["users"].keys() == {"alice"}
+
+
+def test_current_usage_is_that_of_the_larger_tier(client: FlaskClient, backend: MemoryBackend) -> None:
+    backend.usages["alice"] = (GIB, 3 * GIB)
+    backend.limits["alice"] = 2 * GIB
+
+    users = client.get("/quota").get_json()["users"]
+
+    assert users == {"alice": {"limit_gb": 2.0, "current_usage_gb": 3.0, "l1_usage_gb": 1.0, "l2_usage_gb": 3.0}}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from engine.cache_request import CacheRequest
 from engine.device.tensor_codec import decode_tensors, encode_tensors
 from engine.engine import Engine
 from engine.errors import BadRequest, StartError, UnknownInstance, Unsupported
+from engine.tenants import Usage
 from tests.unit.engine.engine_client import (
     CHUNK,
     CONFIG,
@@ -92,7 +93,7 @@ def test_salts_and_models_share_nothing(engine: Engine) -> None:
     assert hit(engine, request(2, "a", cache_salt="bob")) == 0
     assert hit(engine, request(2, "b")) == 0
     assert hit(engine, request(2, "c", cache_salt="alice")) == 2
-    assert engine.usage_by_salt() == {"alice": 2 * OBJECT_BYTES}
+    assert engine.usage_by_salt() == {"alice": Usage(2 * OBJECT_BYTES, 0)}
 
 
 def test_freeing_locks_rounds_an_unaligned_end_down(engine: Engine) -> None:
@@ -308,11 +309,11 @@ def test_quotas_act_only_once_they_were_read_and_only_under_isolated_lru() -> No
         assert fill(engine, request(4, "a", cache_salt="alice"))
         assert fill(engine, request(2, "b", cache_salt="bob"))
         engine.housekeeping.evict_now()
-        assert engine.usage_by_salt() == {"alice": 4 * OBJECT_BYTES, "bob": 2 * OBJECT_BYTES}
+        assert engine.l1.bytes_by_salt() == {"alice": 4 * OBJECT_BYTES, "bob": 2 * OBJECT_BYTES}
 
         engine.load_quotas({"alice": 3 * OBJECT_BYTES})
 
-        wait_for(lambda: engine.usage_by_salt() == {"alice": 3 * OBJECT_BYTES}, 5, "quotas are enforced")
+        wait_for(lambda: engine.l1.bytes_by_salt() == {"alice": 3 * OBJECT_BYTES}, 5, "quotas are enforced")
         engine.set_quota("alice", 0)
         wait_for(lambda: engine.usage_by_salt() == {}, 5, "a limit of 0 keeps nothing")
         assert engine.delete_quota("alice")

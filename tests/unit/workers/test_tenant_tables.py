@@ -1,13 +1,14 @@
 """Quotas are read before anything is enforced, written before they are answered, and survive a Redis that forgets."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 import redis
 
 from contract.keys import Keys
 from contract.redis_client import open_redis
+from engine.tenants import Usage
 from tests.stack import RedisServer
 from workers.tenant_tables import BATCH, TenantTables
 
@@ -19,24 +20,35 @@ class Tenants:
 
     def __init__(self) -> None:
         self.limits: dict[str, int] | None = None
-        self.usage: dict[str, int] = {}
-        self.changed: dict[str, int] = {}
+        self.usage: dict[str, Usage] = {}
+        self.changed: dict[str, Usage] = {}
+        self.epochs: list[str] = []
+        self.doubt_ended = False
+        self.on_keep: Callable[[], None] = lambda: None
 
-    def load_quotas(self, limits: Mapping[str, int]) -> None:
+    def load_quotas(self, limits: Mapping[str, int], epoch: str) -> None:
         self.limits = dict(limits)
+        self.epochs.append(epoch)
 
     def quotas(self) -> dict[str, int]:
         return dict(self.limits or {})
 
-    def usage_by_salt(self) -> dict[str, int]:
+    def usage_by_salt(self) -> dict[str, Usage]:
         return dict(self.usage)
 
-    def changed_usage(self) -> dict[str, int]:
+    def changed_usage(self) -> dict[str, Usage]:
         changed, self.changed = self.changed, {}
         return changed
 
-    def use(self, salt: str, count: int) -> None:
-        self.usage[salt] = self.changed[salt] = count
+    def review_quota_epoch(self) -> bool:
+        return self.doubt_ended
+
+    def keep_quota_epoch(self) -> None:
+        self.doubt_ended = False
+        self.on_keep()
+
+    def use(self, salt: str, l1_bytes: int, l2_bytes: int = 0) -> None:
+        self.usage[salt] = self.changed[salt] = Usage(l1_bytes, l2_bytes)
 
 
 @pytest.fixture
@@ -56,6 +68,10 @@ def tables(client: redis.Redis, engine: Tenants) -> TenantTables:
     tables = TenantTables(engine, KEYS)
     tables.load(client)
     return tables
+
+
+def used(l1_bytes: int, l2_bytes: int = 0) -> str:
+    return json.dumps({"l1_bytes": l1_bytes, "l2_bytes": l2_bytes})
 
 
 def set_quota(engine: Tenants, tables: TenantTables, salt: str, limit: int) -> None:
@@ -80,12 +96,14 @@ def test_the_epoch_is_made_once(client: redis.Redis, tables: TenantTables, engin
 
     assert epoch
     assert client.get(KEYS.quota_epoch) == epoch
+    assert engine.epochs == [epoch, epoch]
 
 
 def test_only_what_changed_is_written(client: redis.Redis, tables: TenantTables, engine: Tenants) -> None:
     set_quota(engine, tables, "", 3)
     set_quota(engine, tables, "alice", 5)
     engine.use("alice", 9)
+    engine.use("carol", 0, 6)
     tables.write(client)
     client.hset(KEYS.quota, "by hand", "1")
     assert engine.limits is not None
@@ -97,7 +115,7 @@ def test_only_what_changed_is_written(client: redis.Redis, tables: TenantTables,
     tables.write(client)
 
     assert client.hgetall(KEYS.quota) == {"_default": "3", "by hand": "1"}
-    assert client.hgetall(KEYS.usage) == {"bob": json.dumps({"l1_bytes": 4})}
+    assert client.hgetall(KEYS.usage) == {"bob": used(4), "carol": used(0, 6)}
 
 
 def test_after_a_flush_both_hashes_are_written_from_memory(
@@ -112,7 +130,7 @@ def test_after_a_flush_both_hashes_are_written_from_memory(
     tables.write(client)
 
     assert client.hgetall(KEYS.quota) == {"alice": "5"}
-    assert client.hgetall(KEYS.usage) == {"alice": '{"l1_bytes": 9}'}
+    assert client.hgetall(KEYS.usage) == {"alice": used(9)}
     assert client.get(KEYS.quota_epoch) == epoch
 
 
@@ -128,6 +146,36 @@ def test_another_epochs_quotas_are_taken_over(client: redis.Redis, tables: Tenan
 
     assert engine.limits == {"bob": 7, "carol": 8}
     assert client.hgetall(KEYS.quota) == {"bob": "7", "carol": "8"}
+    assert engine.epochs[1:] == ["restored"]
+
+
+def test_a_quota_that_ends_the_doubt_is_in_redis_with_all_others_before_the_epoch_is_kept(
+    client: redis.Redis, tables: TenantTables, engine: Tenants
+) -> None:
+    kept: list[object] = []
+    assert engine.limits is not None
+    engine.limits["alice"] = 5  # set, and not noted yet: the command's thread is between the two
+    engine.doubt_ended = True
+    engine.on_keep = lambda: kept.append(client.hgetall(KEYS.quota))
+    client.hset(KEYS.usage, "by hand", "not JSON")
+
+    tables.write(client)
+    tables.write(client)
+
+    assert kept == [{"alice": "5"}]
+    assert client.hgetall(KEYS.usage) == {}
+
+
+def test_the_epoch_is_not_kept_while_redis_is_away(
+    client: redis.Redis, tables: TenantTables, engine: Tenants, any_redis: RedisServer
+) -> None:
+    engine.doubt_ended = True
+    any_redis.stop()
+
+    with pytest.raises(redis.RedisError):
+        tables.write(client)
+
+    assert engine.doubt_ended
 
 
 def test_what_could_not_be_written_is_written_next_time(
@@ -143,7 +191,7 @@ def test_what_could_not_be_written_is_written_next_time(
     tables.write(client)
 
     assert client.hgetall(KEYS.quota) == {"alice": "5"}
-    assert client.hgetall(KEYS.usage) == {"alice": '{"l1_bytes": 9}'}
+    assert client.hgetall(KEYS.usage) == {"alice": used(9)}
 
 
 def test_what_a_restarted_redis_forgot_is_written_again(
