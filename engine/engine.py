@@ -3,10 +3,10 @@
     client ── register ─→ lookup ─→ retrieve … ─→ store … ─→ end_session          (data plane, hot)
     operator ── clear, quotas, checksums, status, metrics                         (control plane, rare)
 
-Engine wires the parts together: sessions.py (token hashes), registrations.py (workers), l1/ (what is kept),
-transfers.py (copies), tenants.py (quotas and usage), housekeeping.py (loops), status.py and stats.py (what is told).
-All verbs may be called from any thread. Bookkeeping verbs take microseconds; those that copy (store, retrieve,
-commit_store with data, prepare_retrieve by message) take milliseconds.
+Engine wires the parts together: sessions.py (token hashes), registrations.py (workers), l1/ (what is kept in memory),
+movement/ (what moves between L1 and L2), transfers.py (copies), tenants.py (quotas and usage), housekeeping.py (loops),
+status.py and stats.py (what is told). All verbs may be called from any thread. Bookkeeping verbs take microseconds;
+those that copy (store, retrieve, commit_store with data, prepare_retrieve by message) take milliseconds.
 """
 
 import logging
@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from engine import status
-from engine.cache_request import CacheRequest
 from engine.config import SHM_OFF, EngineConfig
 from engine.device.tensors import KVTensors
 from engine.errors import BadRequest, UnknownInstance, Unsupported
@@ -24,12 +23,14 @@ from engine.housekeeping import Housekeeping
 from engine.kv_layout import EngineDrivenRegistration, engine_driven_layout
 from engine.l1.cache import L1Cache
 from engine.l1.eviction import make_policy
-from engine.l1.evictor import SLICE
 from engine.l1.holds import ClearResult
+from engine.l1.index import Entry
 from engine.l1.pool import SlotPool
 from engine.l1.quota import QuotaTable
 from engine.l1.segment import SharedSegment, default_pool_name, remove_stale_pools
-from engine.object_key import MAX_WORLD_SIZE, ObjectKey, check_model_name, pack_kv_rank
+from engine.movement.prefixes import Prefixes
+from engine.movement.second_tier import SecondTier
+from engine.object_key import MAX_WORLD_SIZE, check_model_name
 from engine.periodic import PeriodicThreads
 from engine.registrations import Registration, Registrations
 from engine.sessions import Sessions
@@ -64,6 +65,8 @@ class Engine:
         self.threads = PeriodicThreads()
         #: Called, never under a lock, after a registration, unregistration, clear or quota change.
         self.on_change: Callable[[], None] = _nothing_to_tell
+        #: Called, never under a lock, when a lookup that had to wait for L2 has its answer.
+        self.on_lookup_finished: Callable[[], None] = _nothing_to_tell
         self._offers_shared_memory = config.shm_name != SHM_OFF
         own_name = config.shm_name if self._offers_shared_memory else ""
         pool = SlotPool(config.l1_size_bytes)
@@ -75,7 +78,8 @@ class Engine:
             write_ttl_s=config.l1_write_ttl_seconds,
             read_ttl_s=config.l1_read_ttl_seconds,
         )
-        self.sessions = Sessions(TokenHasher(config.hash_algorithm, config.chunk_size), config.session_ttl_seconds)
+        hasher = TokenHasher(config.hash_algorithm, config.chunk_size)
+        self.sessions = Sessions(hasher, config.session_ttl_seconds)
         self.registrations = Registrations(config.worker_reap_timeout_seconds, config.worker_registration_grace_seconds)
         self.housekeeping = Housekeeping(
             config, self.l1, self.sessions, self.registrations, self.quota_table, self.stats, self.threads, self._reap
@@ -88,14 +92,24 @@ class Engine:
             self.stats,
             chunk_size=config.chunk_size,
             offers_shared_memory=self._offers_shared_memory,
-            on_written=self.housekeeping.evict_if_full,
+            on_written=self._written,
         )
-        self.tenants = tenants = Tenants(config, self.quota_table, self.l1, None, quotas_changed=self._quotas_changed)
+        self.l2 = SecondTier(config, self.l1, self.segment, self.quota_table, self.stats, self.threads)
+        self.prefixes = prefixes = Prefixes(
+            hasher, self.sessions, self.registrations, self.l1, self.l2, self.stats, self._lookup_finished
+        )
+        self.tenants = tenants = Tenants(
+            config, self.quota_table, self.l1, self.l2, quotas_changed=self._quotas_changed
+        )
         # Quotas and usage; see tenants.py.
         self.load_quotas, self.review_quota_epoch = tenants.load, tenants.review_epoch
         self.keep_quota_epoch = tenants.keep_epoch
         self.set_quota, self.delete_quota, self.quotas = tenants.set_quota, tenants.delete_quota, tenants.quotas
         self.usage_by_salt, self.changed_usage = tenants.usage_by_salt, tenants.changed_usage
+        # The verbs about a request's prefix; see movement/prefixes.py.
+        self.lookup, self.take_lookup_result = prefixes.lookup, prefixes.take_lookup_result
+        self.free_lookup_locks, self.end_session = prefixes.free_lookup_locks, prefixes.end_session
+        self.session_tokens, self.start_warm = prefixes.session_tokens, prefixes.start_warm
         # The transfer verbs; see transfers.py.
         self.store, self.retrieve = transfers.store, transfers.retrieve
         self.prepare_store, self.commit_store = transfers.prepare_store, transfers.commit_store
@@ -111,11 +125,14 @@ class Engine:
         self.segment.open()
         self.stats.read_gauges_from(self._gauges)
         self.segment.prefault()
+        self.l2.open()
         self.transfers.start()
         self.housekeeping.start()
+        self.l2.start()
 
     def stop(self) -> None:
         """Ends the loops, forgets every worker, and removes the pool."""
+        self.l2.stop()
         self.housekeeping.stop()
         self.transfers.close()
         for registration in self.registrations.all():
@@ -233,59 +250,6 @@ class Engine:
         """
         return instance_id is None or self.registrations.ping(instance_id)
 
-    # ---- lookup and session
-
-    def lookup(self, request: CacheRequest) -> None:
-        """Finds and leases the longest prefix that all ranks have; `take_lookup_result` tells how long it is.
-
-        Leases belong to the request id; those of its earlier lookup are replaced.
-        """
-        scope = (request.model_name, request.world_size)
-        chunks = request.end // self.chunk_size
-        layouts = self.registrations.layouts(scope)
-        rows: list[list[ObjectKey]] = []
-        if layouts:
-            ranks, name, salt = request.kv_ranks(), request.model_name, request.cache_salt
-            digests = self.sessions.hashes(request, chunks)
-            rows = [[ObjectKey(digest, name, rank, 0, salt) for rank in ranks] for digest in digests]
-        else:
-            self.stats.lookups_unregistered.inc()
-        hit = self.l1.lease_prefix(rows, layouts, request.request_id, scope, request.num_kv_readers)
-        self.sessions.set_lookup_result(request.request_id, hit)
-        self.stats.lookups.inc()
-        self.stats.lookup_requested_tokens.inc(chunks * self.chunk_size)
-        self.stats.lookup_hit_tokens.inc(hit * self.chunk_size)
-
-    def take_lookup_result(self, request_id: str) -> int | None:
-        """Chunks found by the request's last lookup, once; 0 when unknown or taken; None while it is under way."""
-        return self.sessions.take_lookup_result(request_id)
-
-    def free_lookup_locks(self, request: CacheRequest) -> None:
-        """Gives back the request's leases on the whole chunks inside `[start, end)`, all its ranks and readers."""
-        self.sessions.take_lookup_result(request.request_id)
-        size = self.chunk_size
-        first, stop = -(-request.start // size), request.end // size
-        if first >= stop:
-            return
-        digests = self.sessions.hashes(request, stop)[first:]
-        self.l1.release(request.request_id, _object_keys(digests, request.kv_ranks(), request), request.num_kv_readers)
-
-    def session_tokens(self, request_id: str) -> int:
-        """How long the request is that `end_session` would end, in tokens."""
-        return self.sessions.tokens_of(request_id)
-
-    def end_session(self, request_id: str) -> None:
-        """Forgets a request and makes its whole prefix recent. Leases stay: workers may still be loading."""
-        session = self.sessions.end(request_id)
-        if session is None or session.last_request is None:
-            return
-        request, hashes = session.last_request, session.hashes
-        ranks = [pack_kv_rank(request.world_size, worker_id) for worker_id in range(request.world_size)]
-        chunks_at_once = max(1, SLICE // len(ranks))
-        for stop in range(len(hashes), 0, -chunks_at_once):
-            digests = hashes[max(0, stop - chunks_at_once) : stop]
-            self.l1.touch(_object_keys(digests, ranks, request))
-
     def report_block_allocation(self, model_name: str, num_records: int, num_blocks: int) -> None:
         """Telemetry of an inference engine's scheduler; counted."""
         self.stats.block_allocations.inc(num_blocks)
@@ -302,8 +266,16 @@ class Engine:
         self.on_change()
         return result
 
+    def _lookup_finished(self) -> None:
+        self.on_lookup_finished()
+
+    def _written(self, entries: Sequence[Entry]) -> None:
+        self.l2.committed(entries)
+        self.housekeeping.evict_if_full()
+
     def _quotas_changed(self) -> None:
         self.housekeeping.evict_now()
+        self.l2.eviction.wake()
         self.on_change()
 
     def checksum_blocks(
@@ -323,7 +295,7 @@ class Engine:
     def status(self) -> dict[str, object]:
         """The body of GET /status."""
         l1 = status.l1_report(self.config, self.l1.report(), self.threads.describe())
-        healthy = not self.threads.unhealthy()
+        healthy = not self.threads.unhealthy() and self.l2.is_healthy()
         return {
             "is_healthy": healthy,
             "engine_type": status.ENGINE_TYPE,
@@ -332,11 +304,11 @@ class Engine:
             "boot_id": self.boot_id,
             "started_at": self.started_at,
             "active_sessions": len(self.sessions),
-            "active_prefetch_jobs": 0,
+            "active_prefetch_jobs": len(self.l2.warm_jobs),
             **status.worker_report(self.config, self.registrations.all()),
             "quotas": self.tenants.report(),
             "unhealthy_threads": self.threads.unhealthy(),
-            "storage_manager": {"is_healthy": healthy, **l1, "l2_adapters": [], "num_l2_adapters": 0},
+            "storage_manager": {"is_healthy": healthy, **l1, **self.l2.describe()},
         }
 
     def configuration(self) -> dict[str, object]:
@@ -353,16 +325,10 @@ class Engine:
         self.l1.check()
 
     def _gauges(self) -> dict[str, float]:
-        values: dict[str, float] = dict(self.l1.report())
+        values: dict[str, float] = {**self.l1.report(), **self.l2.gauges()}
         used, capacity = self.l1.usage()
         values["usage_ratio"] = used / capacity if capacity else 0.0
         values["sessions"] = len(self.sessions)
         values["workers"] = len(self.registrations.all())
         values["quotas"] = len(self.quota_table.all())
         return values
-
-
-def _object_keys(digests: Sequence[bytes], ranks: Sequence[int], request: CacheRequest) -> list[ObjectKey]:
-    """The keys of these chunks, chunk by chunk, all ranks."""
-    name, salt = request.model_name, request.cache_salt
-    return [ObjectKey(digest, name, rank, 0, salt) for digest in digests for rank in ranks]

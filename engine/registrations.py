@@ -93,6 +93,7 @@ class Registrations:
         self._reap_timeout_s, self._grace_s = reap_timeout_s, grace_s
         self._known: dict[int, Registration] = {}
         self._layouts: dict[Scope, dict[bytes, tuple[int, ...]]] = {}
+        self._object_layouts: dict[Scope, tuple[ObjectLayout, ...]] = {}
         self._strangers: OrderedDict[int, None] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -143,6 +144,10 @@ class Registrations:
         """Fingerprint -> windows of the layouts registered for a (model, world size); empty when nobody is."""
         return self._layouts.get(scope, {})
 
+    def object_layouts(self, scope: Scope) -> tuple[ObjectLayout, ...]:
+        """The layouts registered for a (model, world size), each once; empty when nobody is."""
+        return self._object_layouts.get(scope, ())
+
     def ping(self, instance_id: int) -> bool:
         """A sign of life. False exactly for the first ping of an instance that is not known."""
         with self._lock:
@@ -177,6 +182,8 @@ class Registrations:
         found = {layout.fingerprint: layout.windows for layout in layouts}
         if found:
             self._layouts[scope] = found
+            self._object_layouts[scope] = tuple({layout.fingerprint: layout for layout in layouts}.values())
         else:
             self._layouts.pop(scope, None)
+            self._object_layouts.pop(scope, None)
         return bool(found)

@@ -9,6 +9,7 @@ import threading
 import time
 from array import array
 from collections import OrderedDict
+from typing import Protocol
 
 from engine.cache_request import CacheRequest
 from engine.object_key import ObjectKey
@@ -21,6 +22,15 @@ MAX_REMEMBERED_TOKENS = 64 * 1024 * 1024
 SLICE = 256
 
 
+class PendingLookup(Protocol):
+    """A lookup whose answer comes later: `chunks` is None until then."""
+
+    chunks: int | None
+
+    def cancel(self) -> None:
+        """Nobody wants the answer any more."""
+
+
 class Session:
     """Tokens and hashes are replaced, never changed in place, so that readers need no lock."""
 
@@ -29,8 +39,8 @@ class Session:
     def __init__(self) -> None:
         self.tokens: array[int] = array("I")
         self.hashes: list[bytes] = []
-        #: Chunks found by the last lookup; None when there was none or it was consumed.
-        self.lookup_result: int | None = None
+        #: Chunks found by the last lookup, or the lookup under way; None when there was none or it was consumed.
+        self.lookup_result: int | PendingLookup | None = None
         self.last_request: CacheRequest | None = None
         self.used_at = 0.0
 
@@ -71,24 +81,39 @@ class Sessions:
         digests = self.hashes(request, chunks.stop)[chunks.start : chunks.stop]
         return [ObjectKey(digest, request.model_name, rank, 0, request.cache_salt) for digest in digests]
 
-    def set_lookup_result(self, request_id: str, chunks: int) -> None:
-        """Remembers how many chunks a lookup found, in place of an earlier result."""
+    def set_lookup_result(self, request_id: str, result: int | PendingLookup) -> None:
+        """Remembers how many chunks a lookup found, or that it is under way, in place of an earlier result."""
         with self._lock:
-            self._touch(request_id).lookup_result = chunks
+            self._touch(request_id).lookup_result = result
 
-    def take_lookup_result(self, request_id: str) -> int:
-        """The result, once; 0 when there is none."""
+    def take_lookup_result(self, request_id: str) -> int | None:
+        """The result, once; 0 when there is none; None while the lookup is under way."""
         with self._lock:
             session = self._sessions.get(request_id)
             if session is None or session.lookup_result is None:
                 return 0
+            result = session.lookup_result
+            chunks = result if isinstance(result, int) else result.chunks
+            if chunks is not None:
+                session.lookup_result = None
+            return chunks
+
+    def drop_lookup(self, request_id: str) -> None:
+        """Forgets the result, and calls off the lookup if it is under way."""
+        with self._lock:
+            session = self._sessions.get(request_id)
+            if session is None:
+                return
             result, session.lookup_result = session.lookup_result, None
-            return result
+        _cancel(result)
 
     def end(self, request_id: str) -> Session | None:
-        """Forgets a session and returns it, if there was one."""
+        """Forgets a session and returns it, if there was one; a lookup of it that is under way is called off."""
         with self._lock:
-            return self._forget(request_id)
+            session = self._forget(request_id)
+        if session is not None:
+            _cancel(session.lookup_result)
+        return session
 
     def tokens_of(self, request_id: str) -> int:
         """How many tokens are remembered of a request; 0 for an unknown one."""
@@ -136,6 +161,11 @@ class Sessions:
         if session is not None:
             self._tokens -= len(session.tokens)
         return session
+
+
+def _cancel(result: int | PendingLookup | None) -> None:
+    if result is not None and not isinstance(result, int):
+        result.cancel()
 
 
 def _continues(known: "array[int]", tokens: "array[int]") -> bool:

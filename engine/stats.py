@@ -33,6 +33,11 @@ _GAUGES = {
     "sessions": ("larder_sessions", "Requests that are remembered."),
     "workers": ("larder_registered_workers", "Workers of inference engines that are registered."),
     "quotas": ("larder_quotas", "Cache salts with a quota."),
+    "prefetch_jobs": ("lmcache_mp_active_prefetch_jobs", "Prefetch jobs under way."),
+    "l2_lookups": ("larder_l2_lookups_waiting", "Lookups that wait for objects from L2."),
+    "l2_loads_waiting": ("larder_l2_loads_waiting", "Objects that wait to be loaded from L2."),
+    "l2_loads_running": ("larder_l2_loads_running", "Objects being loaded from L2."),
+    "l2_loads_bytes": ("lmcache_mp_inflight_load_memory_usage_bytes", "Bytes of L1 that wait for L2's answer."),
 }
 
 
@@ -54,16 +59,7 @@ class Stats:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self.lookups = Counter("lmcache_mp_lookups", "Lookups.", registry=registry)
-        self.lookup_requested_tokens = Counter(
-            "lmcache_mp_lookup_requested_tokens", "Tokens in whole chunks that lookups asked for.", registry=registry
-        )
-        self.lookup_hit_tokens = Counter(
-            "lmcache_mp_lookup_hit_tokens", "Tokens that lookups found.", registry=registry
-        )
-        self.lookups_unregistered = Counter(
-            "larder_lookups_unregistered", "Lookups for a model that no worker registered.", registry=registry
-        )
+        self._count_lookups(registry)
         self.read_chunks = Counter("lmcache_mp_l1_read_chunks", "Objects read from L1.", registry=registry)
         self.written_chunks = Counter("lmcache_mp_l1_write_chunks", "Objects written to L1.", registry=registry)
         self.evicted_chunks = Counter("lmcache_mp_l1_evicted_chunks", "Objects evicted from L1.", registry=registry)
@@ -105,6 +101,41 @@ class Stats:
         self.block_allocations = Counter(
             "larder_block_allocations", "Blocks that inference engines reported as allocated.", registry=registry
         )
+
+    def _count_lookups(self, registry: CollectorRegistry) -> None:
+        self.lookups = Counter("lmcache_mp_lookups", "Lookups.", registry=registry)
+        self.lookup_requested_tokens = Counter(
+            "lmcache_mp_lookup_requested_tokens", "Tokens in whole chunks that lookups asked for.", registry=registry
+        )
+        self.lookup_hit_tokens = Counter(
+            "lmcache_mp_lookup_hit_tokens", "Tokens that lookups found.", registry=registry
+        )
+        self.lookup_hit_l1_tokens = Counter(
+            "lmcache_mp_lookup_hit_l1", "Tokens that lookups found in L1 at once.", registry=registry
+        )
+        self.lookup_hit_l2_tokens = Counter(
+            "lmcache_mp_lookup_hit_l2", "Tokens that lookups found after loading from L2.", registry=registry
+        )
+        self.lookup_wait = Histogram(
+            "larder_l2_lookup_wait_seconds", "Time from a lookup that needs L2 to its answer.",
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 2.5, 5.0), registry=registry,
+        )  # fmt: skip
+        self.lookups_unregistered = Counter(
+            "larder_lookups_unregistered", "Lookups for a model that no worker registered.", registry=registry
+        )
+
+    def count_lookup(self, requested_tokens: int, hit_tokens: int) -> None:
+        """A lookup asked for so many tokens and found so many in L1."""
+        self.lookups.inc()
+        self.lookup_requested_tokens.inc(requested_tokens)
+        self.lookup_hit_tokens.inc(hit_tokens)
+        self.lookup_hit_l1_tokens.inc(hit_tokens)
+
+    def count_loaded_lookup(self, more_tokens: int, took_s: float) -> None:
+        """A lookup that was counted has found so many tokens more by loading from L2."""
+        self.lookup_hit_tokens.inc(max(0, more_tokens))
+        self.lookup_hit_l2_tokens.inc(max(0, more_tokens))
+        self.lookup_wait.observe(took_s)
 
     def _labelled(self, name: str, text: str, label: str, values: Iterable[str]) -> dict[str, Counter]:
         family = Counter(name, text, [label], registry=self.registry)

@@ -77,9 +77,9 @@ class Transfers:
         *,
         chunk_size: int,
         offers_shared_memory: bool,
-        on_written: Callable[[], None],
+        on_written: Callable[[Sequence[Entry]], None],
     ) -> None:
-        """`on_written` is called after each commit, outside all locks; it must be quick."""
+        """`on_written` is told what each commit made readable, outside all locks; it must be quick."""
         self._l1, self._segment, self._sessions = l1, segment, sessions
         self._registrations, self._stats = registrations, stats
         self._chunk_size, self._offers_shared_memory = chunk_size, offers_shared_memory
@@ -344,7 +344,7 @@ class Transfers:
         self._stats.transfers["stored" if committed else "refused"].inc()
         if committed:
             self._stats.written_chunks.inc(len(granted))
-        self._on_written()
+        self._on_written(granted if committed else ())
         return committed
 
     def _pin(self, request: CacheRequest, registration: Registration, chunks: range, holder: int | str) -> Pin | None:

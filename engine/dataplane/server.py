@@ -75,6 +75,7 @@ class DataPlaneServer:
         self._parking = Parking(self._operations.lookup_answer, self._limits.max_parked, self._limits.max_wait_s)
         self._stop_asked = threading.Event()
         self._pool_ended = False
+        self._wake_lock, self._wake_closed = threading.Lock(), False
         self._turned_at = time.monotonic()
         self._noted_at = self._complained_at = 0.0
         self._silenced = 0
@@ -91,6 +92,7 @@ class DataPlaneServer:
         self._record.is_running = True
         self._engine.threads.add(self._record)
         self._turned_at = time.monotonic()
+        self._engine.on_lookup_finished = self.lookups_changed
         self._pool.start()
         self._thread.start()
         logger.info("data plane: listening on %s port %d", self._host, self.port)
@@ -106,8 +108,9 @@ class DataPlaneServer:
 
     def lookups_changed(self) -> None:
         """A lookup has finished: clients that wait for one are asked for again. Any thread may call."""
-        if not self._stop_asked.is_set():
-            os.eventfd_write(self._wake_fd, 1)
+        with self._wake_lock:
+            if not self._wake_closed:
+                os.eventfd_write(self._wake_fd, 1)
 
     def stop(self) -> None:
         """Answers what is under way, refuses what is queued, closes the port. Harmless when stopped already."""
@@ -120,7 +123,9 @@ class DataPlaneServer:
         if self._thread.is_alive():
             logger.error("data plane: a request still runs %d s after the stop, left alone", STOP_TIMEOUT_S)
         elif self._pool_ended:
-            os.close(self._wake_fd)
+            with self._wake_lock:
+                self._wake_closed = True
+                os.close(self._wake_fd)
             logger.info("data plane: stopped")
         else:
             logger.error("data plane: a copy still runs after the stop, left alone")

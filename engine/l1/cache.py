@@ -362,6 +362,10 @@ class L1Cache:
         with self._lock:
             return self._index.bytes_by_salt.copy()
 
+    def bytes_of(self, cache_salt: str) -> int:
+        """Readable bytes of one salt."""
+        return self._index.bytes_by_salt.get(cache_salt, 0)
+
     def take_changed_salts(self) -> dict[str, int]:
         """Readable bytes of the salts that changed since the last call; 0 for one that has nothing left."""
         with self._lock:

@@ -90,7 +90,7 @@ class IsolatedLRU(EvictionPolicy):
 
     def __init__(self, limit_of: Callable[[str], int], capacity: int) -> None:
         """`capacity` in bytes; 0 when it is not known: what is held is all there is to share, then."""
-        self._limit_of, self._capacity = limit_of, capacity
+        self._limit_of, self.capacity = limit_of, capacity
         self._orders: dict[str, Order] = {}
         self._bytes: dict[str, int] = {}
 
@@ -122,7 +122,7 @@ class IsolatedLRU(EvictionPolicy):
         A share is the limit, at most all there is, cut down in proportion when the limits of those present exceed
         that. What an object takes is estimated by its salt's mean object size.
         """
-        capacity = self._capacity or sum(self._bytes.values())
+        capacity = self.capacity or sum(self._bytes.values())
         limits = {salt: min(self._limit_of(salt), capacity) for salt in self._orders}
         cut = min(1.0, capacity / max(1, sum(limits.values())))
         sizes = {salt: self._bytes[salt] / len(order) for salt, order in self._orders.items()}
@@ -143,7 +143,7 @@ class IsolatedLRU(EvictionPolicy):
             yield from order
 
     def clear(self) -> None:
-        self.__init__(self._limit_of, self._capacity)  # type: ignore[misc]  # the same object, as new
+        self.__init__(self._limit_of, self.capacity)  # type: ignore[misc]  # the same object, as new
 
 
 class ARC(EvictionPolicy):

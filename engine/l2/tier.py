@@ -193,7 +193,7 @@ class Tier:
             size = max(HEADER_BYTES, self.catalog.size_of(key) or HEADER_BYTES)
             data = memoryview(bytearray(size - HEADER_BYTES))
             stored = self._read_into(key, header, data)
-            if stored is not None and stored > size:
+            if stored is not None and stored != size and stored >= HEADER_BYTES:
                 data = memoryview(bytearray(stored - HEADER_BYTES))
                 stored = self._read_into(key, header, data)
             if stored is None:
@@ -300,12 +300,15 @@ class Tier:
     def _count(self, operation: str, outcome: str) -> None:
         self.counters.calls[operation, outcome].inc()
 
+    def is_healthy(self) -> bool:
+        """Whether the storage can be reached and its catalog is known, or about to be."""
+        return self.breaker.state == "closed" and not self.scan_error
+
     def describe(self) -> dict[str, object]:
         """Its entry in GET /status. The storage itself is not asked; what it said last counts."""
         catalog, eviction = self.catalog, self.spec.eviction
-        breaker = self.breaker.describe()
         return {
-            "is_healthy": breaker["state"] == "closed" and not self.scan_error,
+            "is_healthy": self.is_healthy(),
             "type": type(self.adapter).__name__,
             "type_name": self.type_name,
             "adapter_index": self.index,
@@ -318,7 +321,7 @@ class Tier:
             "current_size_bytes": catalog.bytes_used,
             "max_capacity_bytes": self._capacity_bytes,
             "catalog": {"complete": catalog.complete, "scanned": catalog.scanned, "error": self.scan_error or None},
-            "breaker": breaker,
+            "breaker": self.breaker.describe(),
             "running_calls": len(self.calls),
             "quarantined": list(self._quarantine),
             **self._own_facts,

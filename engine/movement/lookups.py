@@ -60,6 +60,7 @@ class DemandLookup:
         """`finished` is called once, unless the lookup is cancelled; under no lock, in any thread."""
         self._l1, self._loader, self._wanted, self._finished = l1, loader, wanted, finished
         self.deadline = deadline
+        self._began, self._ended = time.monotonic(), 0.0
         self.chunks: int | None = None
         self._lock = threading.Lock()
         self._over = False
@@ -91,6 +92,10 @@ class DemandLookup:
         if not self._to_load:
             self._let_go()
         return bool(self._to_load)
+
+    def took_s(self) -> float:
+        """Seconds from the request to the answer."""
+        return self._ended - self._began
 
     def start(self) -> None:
         """Asks for the first objects."""
@@ -158,6 +163,7 @@ class DemandLookup:
             if self._over:
                 return
             self._over = True
+            self._ended = time.monotonic()
             self.chunks = self._l1.lease_prefix(
                 wanted.rows, wanted.windows(), wanted.owner, wanted.scope, wanted.readers
             )
