@@ -134,10 +134,17 @@ class DaxAdapter(L2Adapter):
                 "devices": [describe(device) for device in devices],
             }
 
-    def reconfigure(self, operation: str, fields: Mapping[str, object]) -> Reconfigured:
-        """Changes the devices: `add`, `remove` or `resize` with the fields of its method. Raises ReconfigureError."""
+    @staticmethod
+    def check_operation(operation: str, fields: Mapping[str, object]) -> None:
+        """What can be said of an operation without an adapter. Raises ReconfigureError."""
         if operation not in ("add", "remove", "resize"):
             raise ReconfigureError("bad_request", f"unsupported dax reconfigure operation: {operation}")
+        if "size" in fields:
+            parse_size(fields["size"])
+
+    def reconfigure(self, operation: str, fields: Mapping[str, object]) -> Reconfigured:
+        """Changes the devices: `add`, `remove` or `resize` with the fields of its method. Raises ReconfigureError."""
+        self.check_operation(operation, fields)
         verb = getattr(self, operation)
         try:
             inspect.signature(verb).bind(**fields)
@@ -194,7 +201,7 @@ def _device_size(entry: Mapping[str, object]) -> tuple[str, int]:
         raise ValueError("each of devices has device_path, and either size or max_dax_size_gb")
     if "size" in entry:
         try:
-            return os.path.realpath(path), parse_size(entry["size"])  # type: ignore[arg-type]  # parse_size checks it
+            return os.path.realpath(path), parse_size(entry["size"])
         except ReconfigureError as error:
             raise ValueError(f"device {path}: {error}") from error
     if not isinstance(gigabytes, (int, float)) or isinstance(gigabytes, bool) or not 0 < gigabytes < _GIB:

@@ -28,15 +28,22 @@ def open_adapter(type_name: str, fields: Mapping[str, Any]) -> L2Adapter:
     """
     if type_name not in ADAPTERS:
         raise StartError(f"l2_adapter: unknown type {type_name!r}; there are {', '.join(sorted(ADAPTERS))}")
-    module_name, _, class_name = ADAPTERS[type_name].partition(":")
-    adapter_class = getattr(importlib.import_module(module_name), class_name)
-    config = read_config(type_name, adapter_class.config_class, fields)
+    opened = adapter_class(type_name)
+    config = read_config(type_name, opened.config_class, fields)
     inner = getattr(config, "inner", None)
     wrapped = () if inner is None else (open_adapter(inner["type"], {k: v for k, v in inner.items() if k != "type"}),)
     try:
-        return typing.cast(L2Adapter, adapter_class(config, *wrapped))
+        return typing.cast(L2Adapter, opened(config, *wrapped))
     except OSError as error:
         raise StartError(f"l2_adapter {type_name!r} cannot be opened: {error}") from error
+
+
+def adapter_class(type_name: str) -> Any:
+    """The class of an adapter type, None for an unknown one."""
+    if type_name not in ADAPTERS:
+        return None
+    module_name, _, class_name = ADAPTERS[type_name].partition(":")
+    return getattr(importlib.import_module(module_name), class_name)
 
 
 def read_config(type_name: str, config_class: type, fields: Mapping[str, Any]) -> Any:

@@ -18,6 +18,8 @@ import os
 import re
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from engine.l2.base import StorageFull, Stored
@@ -30,6 +32,8 @@ SETTLE_S = 5.0
 _SIZE = re.compile(r"(\d+)(?:\.(\d+))? *(|b|[kmgt](?:i?b)?)", re.ASCII | re.IGNORECASE)
 _UNITS = ("", "k", "m", "g", "t")
 _MAX_SIZE_CHARACTERS = 64
+#: What the operating system can map at all.
+_MAX_SIZE = 2**63 - 1
 _IN_USE = (State.ACTIVE, State.DRAINING)
 
 
@@ -133,7 +137,8 @@ class Changes:
             device.limit_to(slots)
         try:
             moved = self._empty(device, slots, mode, force=force)
-            self._remap(device, size)
+            with _telling(moved):
+                self._remap(device, size)
         except BaseException:
             with self._store.lock:
                 device.limit_to(before)
@@ -164,7 +169,8 @@ class Changes:
                 moved.moved_keys += 1
                 moved.moved_bytes += place.header.length
             moved.slots_freed += place.gone
-        self._settle(device, first, force=force)
+        with _telling(moved):
+            self._settle(device, first, force=force)
         return moved
 
     def _move(self, key: ObjectKey, place: Place) -> bool:
@@ -230,13 +236,23 @@ class Changes:
             device.state = state
 
 
-def parse_size(size: int | str) -> int:
+@contextmanager
+def _telling(moved: Moved) -> Iterator[None]:
+    """A refusal that comes too late for some objects says which they were."""
+    try:
+        yield
+    except ReconfigureError as error:
+        error.deleted = tuple(moved.deleted)
+        raise
+
+
+def parse_size(size: object) -> int:
     """Bytes of a size as operators write it: a number, or text such as "1.5 GiB". Raises ReconfigureError."""
     refusal = ReconfigureError("bad_request", "size must be a positive integer byte count or a string like '100GiB'")
     if isinstance(size, bool) or not isinstance(size, (int, str)):
         raise refusal
     result = _size_of_text(size) if isinstance(size, str) else size
-    if result is None or result <= 0:
+    if result is None or not 0 < result <= _MAX_SIZE:
         raise refusal
     return result
 
