@@ -56,7 +56,7 @@ def reconfigure(
         "L2 adapter %s: %s done, %d objects deleted, %d found",
         tier.label, operation, len(changed.deleted), len(changed.found),
     )  # fmt: skip
-    status = {name: changed.body[name] for name in ("status", "operation") if name in changed.body}
+    status: dict[str, object] = {name: changed.body[name] for name in ("status", "operation") if name in changed.body}
     return {**status, "adapter_index": adapter_index, **changed.body}
 
 
