@@ -10,7 +10,17 @@ from collections.abc import Sequence
 
 from bench.report import conditions, print_rows
 
-QUESTIONS = ("copies", "short_operations", "web_tier", "isolation", "start_times", "index_memory", "l2_adapters")
+QUESTIONS = (
+    "copies",
+    "short_operations",
+    "web_tier",
+    "isolation",
+    "start_times",
+    "index_memory",
+    "l2_adapters",
+    "l2_catalog",
+    "l2_serde",
+)
 
 
 def main(names: Sequence[str]) -> int:

@@ -30,7 +30,7 @@ class Codec(ABC):
     #: The word in an adapter's `serde`.
     name: ClassVar[str]
     #: Whether decoding gives back exactly what was encoded.
-    lossless: ClassVar[bool] = True
+    lossless: bool = True
 
     @abstractmethod
     def tag(self) -> bytes:
@@ -52,6 +52,7 @@ class Chain(Codec):
 
     def __init__(self, codecs: Sequence[Codec]) -> None:
         self._codecs = tuple(codecs)
+        self.lossless = all(codec.lossless for codec in codecs)
 
     def tag(self) -> bytes:
         return b"|".join(codec.tag() for codec in self._codecs)

@@ -38,7 +38,7 @@ class Fp8Codec(Codec):
     """Lossy. Uses one thread of its caller's."""
 
     name: ClassVar[str] = "fp8"
-    lossless: ClassVar[bool] = False
+    lossless: bool = False
     config_class = Fp8Config
 
     def __init__(self, config: Fp8Config) -> None:

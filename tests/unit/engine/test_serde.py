@@ -190,6 +190,14 @@ def test_a_chain_is_undone_in_reverse(key_file: str) -> None:
     assert len(codec.encode(memoryview(bytes(100_000)), KEY)) < 200
 
 
+def test_a_chain_is_lossless_when_all_its_codecs_are(key_file: str) -> None:
+    encrypted: dict[str, object] = {"type": "aesgcm", "key_file": key_file}
+
+    chains = [open_codecs([first, encrypted]) for first in ({"type": "zstd"}, {"type": "fp8"})]
+
+    assert [chain is not None and chain.lossless for chain in chains] == [True, False]
+
+
 def test_a_record_remembers_its_codec(key_file: str) -> None:
     steps = [[], [{"type": "zstd"}], [{"type": "zstd", "element_bytes": 4}], [{"type": "fp8"}]]
     codecs = [open_codecs(chosen) for chosen in [*steps, [{"type": "aesgcm", "key_file": key_file}]]]
