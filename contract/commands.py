@@ -1,15 +1,22 @@
 """The commands the web tier may give the engine: one frozen dataclass each.
 
-op             slow  repeatable  shows in snapshots  reply
--------------  ----  ----------  ------------------  --------------------------------------------------------
-engine.ping    no    yes         no                  {"boot_id"}
-cache.clear    no    yes         yes                 {"removed", "kept", "doomed"}
-quota.set      no    yes         yes                 {"cache_salt", "limit_bytes"}
-quota.delete   no    no          yes                 {"removed"}
-kvcache.check  yes   yes         no                  {"chunk_checksums", "num_chunks"}
+op               slow  repeatable  shows in snapshots  reply
+---------------  ----  ----------  ------------------  --------------------------------------------------------
+engine.ping      no    yes         no                  {"boot_id"}
+cache.clear      no    yes         yes                 {"removed", "kept", "doomed"}
+quota.set        no    yes         yes                 {"cache_salt", "limit_bytes"}
+quota.delete     no    no          yes                 {"removed"}
+kvcache.check    yes   yes         no                  {"chunk_checksums", "num_chunks"}
+prefetch.start   yes   yes         no                  {"status", "chunks"}
+prefetch.cancel  yes   yes         no                  {"status"}
+l2.delete        yes   yes         yes                 {"adapter", "ok"[, "error"]}
+l2.list          yes   yes         no                  {"adapter", "entries", "next_page_token"}
+l2.scrub         yes   yes         no                  the scrub's state, with "started" or "stopped"
+l2.reconfigure   yes   no          yes                 {"body"}, or {"refused", "message", "fields"}
 
 slow: runs on a pool beside the loop. repeatable: running it twice does what running it once does. shows in
-snapshots: answered after a publication that began after its effect.
+snapshots: answered after a publication that began after its effect. The prefetch commands carry the id of a record
+(prefetch_jobs.py) whose state decides: a second delivery finds the job started, or over, and answers from the record.
 """
 
 import dataclasses
@@ -19,10 +26,16 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from contract.errors import BadCommand
+from contract.object_keys import EncodedKey
+from contract.prefetch_jobs import is_request_id
 
 MAX_SALT_CHARACTERS = 1024
 MAX_BLOCK_IDS = 1_000_000
 MAX_INTEGER = 2**63 - 1
+MAX_KEYS = 10_000
+MAX_PAGE_SIZE = 5000
+MAX_TEXT = 16_384
+SCRUB_ACTIONS = ("start", "stop", "state")
 
 
 class Command:
@@ -88,8 +101,91 @@ class ChecksumBlocks(Command):
     layerwise: bool
 
 
+@dataclass(frozen=True)
+class StartPrefetch(Command):
+    """Starts the prefetch job whose record is in Redis; for one that was started already, tells its state."""
+
+    op: ClassVar[str] = "prefetch.start"
+    slow: ClassVar[bool] = True
+    timeout_s: ClassVar[float] = 30.0
+    request_id: str
+
+
+@dataclass(frozen=True)
+class CancelPrefetch(Command):
+    """Ends a prefetch job; for one that was cancelled already, says so."""
+
+    op: ClassVar[str] = "prefetch.cancel"
+    slow: ClassVar[bool] = True
+    request_id: str
+
+
+@dataclass(frozen=True)
+class DeleteKeys(Command):
+    """Deletes objects from one L2 adapter, the primary for None; absent ones and those in use are passed over."""
+
+    op: ClassVar[str] = "l2.delete"
+    slow: ClassVar[bool] = True
+    changes_snapshots: ClassVar[bool] = True
+    timeout_s: ClassVar[float] = 60.0
+    adapter: str | None
+    keys: tuple[EncodedKey, ...]
+
+
+@dataclass(frozen=True)
+class ListKeys(Command):
+    """A page of the keys of one L2 adapter, of one model or all."""
+
+    op: ClassVar[str] = "l2.list"
+    slow: ClassVar[bool] = True
+    timeout_s: ClassVar[float] = 60.0
+    adapter: str | None
+    model_name: str | None
+    page_size: int
+    page_token: str | None
+
+
+@dataclass(frozen=True)
+class ControlScrub(Command):
+    """Starts or stops the scrub of one L2 adapter, or tells its state."""
+
+    op: ClassVar[str] = "l2.scrub"
+    slow: ClassVar[bool] = True
+    timeout_s: ClassVar[float] = 30.0
+    adapter: str | None
+    action: str
+
+
+@dataclass(frozen=True)
+class Reconfigure(Command):
+    """Changes an L2 adapter at runtime. `fields` are the backend's own; `adapter_index` counts that backend's."""
+
+    op: ClassVar[str] = "l2.reconfigure"
+    repeatable: ClassVar[bool] = False
+    slow: ClassVar[bool] = True
+    changes_snapshots: ClassVar[bool] = True
+    timeout_s: ClassVar[float] = 120.0
+    backend: str
+    operation: str
+    adapter_index: int
+    fields: dict[str, Any]
+
+
 COMMANDS: dict[str, type[Command]] = {
-    command.op: command for command in (PingEngine, ClearCache, SetQuota, DeleteQuota, ChecksumBlocks)
+    command.op: command
+    for command in (
+        PingEngine,
+        ClearCache,
+        SetQuota,
+        DeleteQuota,
+        ChecksumBlocks,
+        StartPrefetch,
+        CancelPrefetch,
+        DeleteKeys,
+        ListKeys,
+        ControlScrub,
+        Reconfigure,
+    )
 }
 #: The names in a command's body.
 FIELDS: dict[type[Command], tuple[str, ...]] = {
@@ -145,10 +241,57 @@ def _salt(value: object) -> str:
     return value
 
 
+def _request_id(value: object) -> str:
+    if not isinstance(value, str) or not is_request_id(value):
+        raise ValueError("the id of a prefetch job")
+    return value
+
+
 def _integers(value: object) -> tuple[int, ...]:
     if not isinstance(value, list) or len(value) > MAX_BLOCK_IDS:
         raise ValueError(f"a list of at most {MAX_BLOCK_IDS} integers")
     return tuple(_integer(item) for item in value)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or len(value) > MAX_TEXT:
+        raise ValueError(f"a text of at most {MAX_TEXT} characters")
+    return value
+
+
+def _optional_text(value: object) -> str | None:
+    return None if value is None else _text(value)
+
+
+def _page_size(value: object) -> int:
+    if not 1 <= _integer(value) <= MAX_PAGE_SIZE:
+        raise ValueError(f"from 1 to {MAX_PAGE_SIZE}")
+    return _integer(value)
+
+
+def _action(value: object) -> str:
+    if value not in SCRUB_ACTIONS:
+        raise ValueError("one of " + ", ".join(SCRUB_ACTIONS))
+    return str(value)
+
+
+def _object(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("an object")
+    return value
+
+
+def _keys(value: object) -> tuple[EncodedKey, ...]:
+    if not isinstance(value, list) or len(value) > MAX_KEYS:
+        raise ValueError(f"a list of at most {MAX_KEYS} keys")
+    return tuple(_key(item) for item in value)
+
+
+def _key(value: object) -> EncodedKey:
+    if not isinstance(value, list) or len(value) != len(EncodedKey._fields):
+        raise ValueError(f"lists of {', '.join(EncodedKey._fields)}")
+    digest, model, rank, group, salt = value
+    return EncodedKey(_text(digest), _text(model), _integer(rank), _count(group), _text(salt))
 
 
 _FIELDS: dict[str, Callable[[object], Any]] = {
@@ -159,4 +302,15 @@ _FIELDS: dict[str, Callable[[object], Any]] = {
     "block_ids": _integers,
     "chunk_size": _integer,
     "layerwise": _boolean,
+    "request_id": _request_id,
+    "adapter": _optional_text,
+    "model_name": _optional_text,
+    "page_token": _optional_text,
+    "page_size": _page_size,
+    "action": _action,
+    "backend": _text,
+    "operation": _text,
+    "adapter_index": _integer,
+    "fields": _object,
+    "keys": _keys,
 }

@@ -27,11 +27,11 @@ from typing import Any, cast
 import redis
 
 from contract.keys import PREFETCH_ENDED_TTL_S, PREFETCH_MAX_JOBS, PREFETCH_TTL_S, Keys
+from contract.redis_client import redis_time_s
 
 SUBMITTED, RUNNING, COMPLETED, FAILED, CANCELLED = "submitted", "running", "completed", "failed", "cancelled"
 STATES = (SUBMITTED, RUNNING, COMPLETED, FAILED, CANCELLED)
 ENDED = (COMPLETED, FAILED, CANCELLED)
-MAX_ERROR_CHARACTERS = 500
 
 _REQUEST_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
@@ -243,6 +243,10 @@ class PrefetchStore:
     def load_input(self, request_id: str) -> str | None:
         """The token ids as JSON text; None when they are gone."""
         return cast(str | None, self._client.get(self._keys.prefetch_input(request_id)))
+
+    def age_s(self, job: PrefetchJob) -> float:
+        """Seconds since the job was submitted, by Redis's clock."""
+        return redis_time_s(self._client) - (job.submitted_at or 0.0)
 
     def consume(self, request_id: str) -> PrefetchJob | None:
         """The job: while it is not over as often as it is asked for, then once, then None, as for an unknown id."""

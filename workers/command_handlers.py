@@ -4,8 +4,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
-from contract.commands import ChecksumBlocks, ClearCache, Command, DeleteQuota, PingEngine, SetQuota
+from contract.commands import (
+    CancelPrefetch,
+    ChecksumBlocks,
+    ClearCache,
+    Command,
+    DeleteQuota,
+    PingEngine,
+    SetQuota,
+    StartPrefetch,
+)
 from engine.engine import Engine
+from workers.prefetch_jobs import PrefetchJobs
 from workers.tenant_tables import TenantTables
 
 C = TypeVar("C", bound=Command)
@@ -17,6 +27,7 @@ class Worker:
 
     engine: Engine
     tenants: TenantTables
+    prefetch: PrefetchJobs
 
 
 Handler = Callable[[Worker, Any], dict[str, Any]]
@@ -68,3 +79,13 @@ def delete_quota(worker: Worker, command: DeleteQuota) -> dict[str, Any]:
 @handles(ChecksumBlocks)
 def checksum_blocks(worker: Worker, command: ChecksumBlocks) -> dict[str, Any]:
     return worker.engine.checksum_blocks(command.instance_id, command.block_ids, command.chunk_size, command.layerwise)
+
+
+@handles(StartPrefetch)
+def start_prefetch(worker: Worker, command: StartPrefetch) -> dict[str, Any]:
+    return worker.prefetch.begin(command.request_id)
+
+
+@handles(CancelPrefetch)
+def cancel_prefetch(worker: Worker, command: CancelPrefetch) -> dict[str, Any]:
+    return worker.prefetch.cancel(command.request_id)

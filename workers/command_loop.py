@@ -12,7 +12,7 @@ import time
 from contract.command_queue import BUSY
 from contract.command_taker import CommandTaker, Delivery
 from contract.errors import RedisAway
-from engine.errors import BadRequest, EngineError, UnknownInstance, Unsupported
+from engine.errors import BadRequest, EngineError, NoLayout, TooBusy, UnknownInstance, Unsupported
 from engine.periodic import PeriodicThreads, RunRecord
 from workers.command_handlers import Worker, run
 from workers.outage import Outage
@@ -110,6 +110,8 @@ class CommandLoop:
             logger.warning("command %s %s not begun, it comes again: %s", op, command_id, error)
         except BadRequest as error:
             delivery.fail(_code_of(error), str(error))
+        except TooBusy as error:
+            delivery.fail(BUSY, str(error))
         except Exception as error:  # the command's top: its failure is its answer
             logger.exception("command %s %s failed", op, command_id)
             delivery.fail("internal", str(error) if isinstance(error, EngineError) else type(error).__name__)
@@ -125,4 +127,6 @@ class CommandLoop:
 def _code_of(error: BadRequest) -> str:
     if isinstance(error, UnknownInstance):
         return "not_found"
+    if isinstance(error, NoLayout):
+        return "conflict"
     return "unsupported" if isinstance(error, Unsupported) else "bad_request"

@@ -30,6 +30,7 @@ from contract.command_taker import CommandTaker
 from contract.errors import RedisAway
 from contract.keys import Keys
 from contract.masking import mask_secrets
+from contract.prefetch_jobs import PrefetchStore
 from contract.redis_client import check_server, describe, mask_password, open_blocking_redis, open_redis
 from contract.settings import SettingError, Settings, load_settings
 from engine.config import GIB, EngineConfig
@@ -44,6 +45,7 @@ from workers.heartbeat import Heartbeat
 from workers.logs import set_up_logging
 from workers.outage import Outage
 from workers.ownership import claim_instance, lock_file
+from workers.prefetch_jobs import PrefetchJobs
 from workers.publisher import Publisher
 from workers.queue_metrics import CommandCounts
 from workers.tenant_tables import TenantTables
@@ -85,7 +87,8 @@ class EngineWorker:
         self._publisher = Publisher(
             self._redis, self._keys, engine.boot_id, self._sources(), self._tenants, engine.threads
         )
-        worker = Worker(engine, self._tenants)
+        self._prefetch = PrefetchJobs(engine, PrefetchStore(self._redis, self._keys), engine.threads)
+        worker = Worker(engine, self._tenants, self._prefetch)
         self._commands = CommandLoop(self._taker, worker, self._publisher, engine.threads)
         engine.stats.registry.register(CommandCounts(self._taker.counts))
         self._undo: list[Callable[[], None]] = []
@@ -132,6 +135,8 @@ class EngineWorker:
             return
         self._undo.append(self._publisher.stop)
         self._engine.on_change = self._publisher.wake
+        self._prefetch.start()
+        self._undo.append(self._prefetch.stop)
         self._commands.start()
         self._undo.append(self._commands.stop)
         self._data_plane.start()

@@ -25,6 +25,7 @@ from contract.command_queue import WAIT_SLICE_S, CommandSubmitter
 from contract.command_taker import CommandTaker
 from contract.commands import Command, DeleteQuota, SetQuota
 from contract.keys import Keys
+from contract.prefetch_jobs import PrefetchStore
 from contract.redis_client import open_blocking_redis, open_redis
 from engine.periodic import PeriodicThreads
 from engine.tenants import Usage
@@ -32,6 +33,7 @@ from workers import command_handlers
 from workers.command_handlers import Worker
 from workers.command_loop import CommandLoop
 from workers.heartbeat import Heartbeat
+from workers.prefetch_jobs import PrefetchJobs
 from workers.publisher import Publisher
 from workers.tenant_tables import TenantTables
 
@@ -98,7 +100,8 @@ class QueueSide:
         sources = {snapshots.STATUS: lambda: {"limits": engine.quotas(), "effects": list(engine.effects)}}
         self.publisher = Publisher(self.client, KEYS, engine.boot_id, sources, self.tenants, threads)
         self.taker = CommandTaker(self.client, self._blocking, KEYS, engine.boot_id)
-        worker = Worker(engine, self.tenants)  # type: ignore[arg-type]
+        prefetch = PrefetchJobs(engine, PrefetchStore(self.client, KEYS), threads)  # type: ignore[arg-type]
+        worker = Worker(engine, self.tenants, prefetch)  # type: ignore[arg-type]
         self.loop = CommandLoop(self.taker, worker, self.publisher, threads, BLOCK_S)
         self.heartbeat = Heartbeat(KEYS, directory, engine.boot_id, "nowhere", threads)
         self.submitter = CommandSubmitter(self.client, self._waiting, KEYS, max_length, max_bytes)

@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contract.commands import COMMANDS, ChecksumBlocks, ClearCache, DeleteQuota, PingEngine, SetQuota, decode
+from contract.commands import (
+    COMMANDS,
+    CancelPrefetch,
+    ChecksumBlocks,
+    ClearCache,
+    DeleteQuota,
+    PingEngine,
+    SetQuota,
+    StartPrefetch,
+    decode,
+)
 from contract.errors import BadCommand
 from contract.keys import SEEN_TTL_S
 
@@ -21,6 +31,8 @@ from contract.keys import SEEN_TTL_S
         SetQuota("Zoë / 東京", 2**60),
         DeleteQuota("a"),
         ChecksumBlocks(7, (3, 1, 1), 2, True),
+        StartPrefetch("0123456789abcdef" * 2),
+        CancelPrefetch("0123456789abcdef" * 2),
     ],
 )
 def test_what_is_encoded_is_decoded_to_the_same(command: Any) -> None:
@@ -28,7 +40,9 @@ def test_what_is_encoded_is_decoded_to_the_same(command: Any) -> None:
 
 
 def test_every_command_is_tried_above_and_named_once() -> None:
-    assert set(COMMANDS) == {"engine.ping", "cache.clear", "quota.set", "quota.delete", "kvcache.check"}
+    assert set(COMMANDS) == {
+        "engine.ping", "cache.clear", "quota.set", "quota.delete", "kvcache.check", "prefetch.start", "prefetch.cancel",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("command", list(COMMANDS.values()))
@@ -52,6 +66,8 @@ def test_the_seen_marker_outlives_the_command(command: Any) -> None:
         ("cache.clear", {"force": "yes"}, "force must be true or false"),
         ("kvcache.check", {"instance_id": 0, "block_ids": [True], "chunk_size": 1, "layerwise": False}, "block_ids"),
         ("kvcache.check", {"instance_id": 0, "block_ids": 3, "chunk_size": 1, "layerwise": False}, "block_ids"),
+        ("prefetch.start", {"request_id": "x" * 32}, "request_id must be the id of a prefetch job"),
+        ("prefetch.cancel", {"request_id": None}, "request_id must be the id of a prefetch job"),
     ],
 )
 def test_a_body_of_another_shape_is_refused(op: str, body: object, complaint: str) -> None:

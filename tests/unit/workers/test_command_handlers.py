@@ -4,17 +4,22 @@ import pytest
 
 from contract.commands import COMMANDS, ChecksumBlocks, ClearCache, DeleteQuota, PingEngine, SetQuota
 from contract.keys import Keys
+from contract.prefetch_jobs import PrefetchStore
+from contract.redis_client import open_redis
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import BadRequest
 from workers.command_handlers import HANDLERS, Worker, run
+from workers.prefetch_jobs import PrefetchJobs
 from workers.tenant_tables import TenantTables
 
 
 @pytest.fixture
 def worker() -> Worker:
     engine = Engine(EngineConfig(l1_size_bytes=1 << 20))
-    return Worker(engine, TenantTables(engine, Keys("handlers")))
+    keys = Keys("handlers")
+    nowhere = PrefetchStore(open_redis("redis://127.0.0.1:1/0"), keys)
+    return Worker(engine, TenantTables(engine, keys), PrefetchJobs(engine, nowhere, engine.threads))
 
 
 def test_every_command_has_a_handler() -> None:
