@@ -53,16 +53,15 @@ class Tenants:
         config: EngineConfig,
         quotas: QuotaTable,
         l1: L1Cache,
-        l2: SecondTier | None,
+        l2: SecondTier,
         *,
         quotas_changed: Callable[[], None],
     ) -> None:
         """`quotas_changed` is called, under no lock, after every change of a limit."""
         self._quotas, self._l1, self._l2, self._quotas_changed = quotas, l1, l2, quotas_changed
-        self._tiers = l2.tiers if l2 else ()
         self._known: dict[str, Usage] = {}
         self._policies = {"l1": config.eviction_policy}
-        self._policies.update((tier.label, tier.spec.eviction.eviction_policy) for tier in self._tiers)
+        self._policies.update((tier.label, tier.spec.eviction.eviction_policy) for tier in l2.tiers)
         directory = Path(config.data_dir) / "l2" if config.data_dir else None
         self._epoch = QuotaEpoch(quotas, directory, self._holdings, isolates=bool(self._isolated()))
 
@@ -104,7 +103,7 @@ class Tenants:
         self._epoch.keep()
 
     def _holdings(self) -> Holdings:
-        catalogs = [tier.catalog for tier in self._tiers]
+        catalogs = [tier.catalog for tier in self._l2.tiers]
         # `complete` first: what a scan finds is counted before it says that it is over.
         complete = all(catalog.complete for catalog in catalogs)
         objects = sum(map(len, catalogs))
@@ -117,12 +116,12 @@ class Tenants:
 
     def usage_by_salt(self) -> dict[str, Usage]:
         """What every salt holds that holds anything."""
-        l1, l2 = self._l1.bytes_by_salt(), self._l2.bytes_by_salt() if self._l2 else {}
+        l1, l2 = self._l1.bytes_by_salt(), self._l2.bytes_by_salt()
         return {salt: Usage(l1.get(salt, 0), l2.get(salt, 0)) for salt in l1.keys() | l2.keys()}
 
     def changed_usage(self) -> dict[str, Usage]:
         """`usage_by_salt` of the salts that changed since the last call; zeros for one that has nothing left."""
-        l1, l2 = self._l1.take_changed_salts(), self._l2.take_changed_salts() if self._l2 else {}
+        l1, l2 = self._l1.take_changed_salts(), self._l2.take_changed_salts()
         changed = {}
         for salt in l1.keys() | l2.keys():
             before = self._known.pop(salt, Usage(0, 0))
