@@ -91,7 +91,11 @@ class Tier:
         """Whether it is worth asking for `key` in one of `layouts`: known, or not known for sure to be absent."""
         if self.catalog.may_serve(key, layouts):
             return True
-        return (self.spec.shared or not self.catalog.complete) and not self.catalog.contains(key)
+        return not self.catalog.contains(key) and not self.surely_lacks(key)
+
+    def surely_lacks(self, key: ObjectKey) -> bool:
+        """Whether the storage need not be asked to know that `key` is absent."""
+        return self.catalog.complete and not self.spec.shared and not self.catalog.contains(key)
 
     def knows(self, key: ObjectKey, form: Form) -> bool:
         """Whether `key` is stored in this form, so that it need not be written."""
@@ -146,11 +150,15 @@ class Tier:
             self.catalog.add(key, stored_bytes, form)
         self.counters.read_bytes.inc(stored_bytes)
         self.counters.load_throughput.observe(stored_bytes / GIGABYTE / max(1e-9, took_s))
+        return Loaded(Outcome.LOADED, form.missing)
+
+    def note_use(self, key: ObjectKey) -> None:
+        """Has the storage remember that `key` was loaded, where it can; to be called when nobody waits any more."""
         try:
-            self.adapter.used(key)
+            with self.calls.guarded():
+                self.adapter.used(key)
         except OSError as error:
             self._complaints.add("note the use of", key, error)
-        return Loaded(Outcome.LOADED, form.missing)
 
     def _read(self, key: ObjectKey, into: memoryview) -> tuple[memoryview, memoryview, int | None]:
         """(header, stored payload, stored bytes); with a codec, the stored size is not that of the object."""

@@ -196,6 +196,8 @@ class Loader:
             except Exception:  # a thread's top: the next load must go on after a bug
                 logger.exception("a load from L2 adapter %s failed", tier.label)
             self._end_step(load, end, pin)
+            if end is LoadEnd.LOADED:
+                tier.note_use(load.key)
 
     def _begin(self, load: Load, tier: Tier) -> bool:
         """Whether this thread is to load it: not when it is over, runs already, or nobody wants it any more."""

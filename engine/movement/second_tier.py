@@ -212,10 +212,12 @@ class SecondTier:
         """
         tier, deleted = self.find(type_name), 0
         self.listings.forget(tier)
-        for key in dict.fromkeys(keys):
+        wanted = dict.fromkeys(keys)
+        for key in wanted:
             self.write_back.cancel(tier, key)
+        for key in wanted:
             try:
-                deleted += tier.delete(key)
+                deleted += not tier.surely_lacks(key) and tier.delete(key)
             except OSError as error:
                 return DeleteResult(tier.type_name, deleted, str(error)[:500])
         return DeleteResult(tier.type_name, deleted)
