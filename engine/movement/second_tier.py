@@ -29,6 +29,7 @@ from engine.movement.care import TierCare
 from engine.movement.l2_eviction import L2Eviction
 from engine.movement.loads import Loader
 from engine.movement.lookups import DemandLookup, Lookups, Wanted
+from engine.movement.scrub import Scrub
 from engine.movement.warm import WarmJob, WarmJobs
 from engine.movement.write_back import WriteBack, WriteQueue
 from engine.object_key import ObjectKey
@@ -95,6 +96,7 @@ class SecondTier:
             for tier in self.tiers
         ]
         self.write_back = WriteBack(queues, l1, threads, self._may_store)
+        self._scrubs = [Scrub(tier, threads) for tier in self.tiers]
         self._care = [TierCare(tier, threads, self._refreshed) for tier in self.tiers]
         self._watch: PeriodicThread | None = None
 
@@ -127,6 +129,8 @@ class SecondTier:
         deadline = time.monotonic() + self._config.write_back_drain_seconds
         self.write_back.stop(deadline)
         self.eviction.stop()
+        for scrub in self._scrubs:
+            scrub.stop(STOP_TIMEOUT_S)
         self.loader.stop(time.monotonic() + STOP_TIMEOUT_S)
         for care in self._care:
             care.stop()
@@ -221,6 +225,18 @@ class SecondTier:
             except OSError as error:
                 return DeleteResult(tier.type_name, deleted, str(error)[:500])
         return DeleteResult(tier.type_name, deleted)
+
+    def start_scrub(self, type_name: str | None) -> dict[str, object]:
+        """Begins to check everything an adapter holds; see Scrub.start. Raises NoL2Adapter, UnknownL2Adapter."""
+        return self._scrubs[self.find(type_name).index].start()
+
+    def stop_scrub(self, type_name: str | None) -> dict[str, object]:
+        """See Scrub.stop. Raises NoL2Adapter, UnknownL2Adapter."""
+        return self._scrubs[self.find(type_name).index].stop()
+
+    def scrub_state(self, type_name: str | None) -> dict[str, object]:
+        """See Scrub.state. Raises NoL2Adapter, UnknownL2Adapter."""
+        return self._scrubs[self.find(type_name).index].state()
 
     def bytes_by_salt(self) -> dict[str, int]:
         """Stored bytes of each salt over all adapters."""
