@@ -34,7 +34,14 @@ from contract.errors import (
 logger = logging.getLogger(__name__)
 
 POLICIES = "larder_policies"
-STATUS_OF_CODE = {"bad_request": 400, "not_found": 404, "unsupported": 501, "conflict": 409, "internal": 500}
+STATUS_OF_CODE = {
+    "bad_request": 400,
+    "not_found": 404,
+    "unsupported": 501,
+    "conflict": 409,
+    "unavailable": 503,
+    "internal": 500,
+}
 
 
 class RouteError(Exception):
@@ -116,7 +123,7 @@ def _http_exception(error: HTTPException) -> Response:
     status = error.code or 500
     reason = error.name if status in (404, 405) else error.description or error.name
     if isinstance(error, RequestEntityTooLarge):
-        reason = f"the body is larger than {current_app.config['MAX_CONTENT_LENGTH']} bytes"
+        reason = f"the body is larger than {request.max_content_length} bytes"
     reply = _reply(status, reason)
     for name, value in error.get_headers(request.environ):
         if name.lower() not in ("content-type", "content-length"):

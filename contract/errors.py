@@ -10,7 +10,7 @@ ContractError
 └── BadCommand       the text of a command cannot be understood
 """
 
-FAILURE_CODES = ("bad_request", "not_found", "unsupported", "conflict", "internal")
+FAILURE_CODES = ("bad_request", "not_found", "unsupported", "conflict", "unavailable", "internal")
 
 
 class ContractError(Exception):

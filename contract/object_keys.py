@@ -2,8 +2,8 @@
 
 field            rule
 ---------------  ------------------------------------------------------
-chunk_hash_hex   hexadecimal of even length, may be empty
-model_name       no `@`
+chunk_hash_hex   hexadecimal of even length, may be empty, at most 4096 characters
+model_name       no `@`, at most 4096 characters
 kv_rank          an integer of 64 bits
 object_group_id  not negative, of 64 bits
 cache_salt       none of `@ / \\ NUL`, at most 128 characters
@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 MAX_SALT_CHARACTERS = 128
 MAX_INTEGER = 2**63 - 1
+#: Of a hash or a model's name; what is longer does not fit the header of a stored object.
+MAX_CHARACTERS = 4096
 _HEX = re.compile(r"(?:[0-9a-fA-F]{2})*", re.ASCII)
 _SALT_FORBIDDEN = frozenset("@/\\\0")
 
@@ -33,6 +35,9 @@ class EncodedKey(NamedTuple):
 
 def check_key(key: EncodedKey) -> None:
     """Raises ValueError saying which rule is broken."""
+    for name in ("chunk_hash_hex", "model_name"):
+        if len(getattr(key, name)) > MAX_CHARACTERS:
+            raise ValueError(f"{name} has more than {MAX_CHARACTERS} characters")
     if not _HEX.fullmatch(key.chunk_hash_hex):
         raise ValueError(f"chunk_hash_hex {key.chunk_hash_hex[:80]!r} is not hexadecimal of even length")
     if "@" in key.model_name:

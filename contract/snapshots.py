@@ -16,9 +16,10 @@ from contract.redis_client import describe, redis_time_s
 
 STATUS = "status"
 CONF = "conf"
+ADAPTERS = "adapters"
 PERIODIC_THREADS = "periodic_threads"
 METRICS = "metrics"
-NAMES = (STATUS, CONF, PERIODIC_THREADS, METRICS)
+NAMES = (STATUS, CONF, ADAPTERS, PERIODIC_THREADS, METRICS)
 
 
 @dataclass(frozen=True)

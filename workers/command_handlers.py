@@ -9,12 +9,17 @@ from contract.commands import (
     ChecksumBlocks,
     ClearCache,
     Command,
+    ControlScrub,
+    DeleteKeys,
     DeleteQuota,
+    ListKeys,
     PingEngine,
+    Reconfigure,
     SetQuota,
     StartPrefetch,
 )
 from engine.engine import Engine
+from workers import l2_handlers
 from workers.prefetch_jobs import PrefetchJobs
 from workers.tenant_tables import TenantTables
 
@@ -79,6 +84,26 @@ def delete_quota(worker: Worker, command: DeleteQuota) -> dict[str, Any]:
 @handles(ChecksumBlocks)
 def checksum_blocks(worker: Worker, command: ChecksumBlocks) -> dict[str, Any]:
     return worker.engine.checksum_blocks(command.instance_id, command.block_ids, command.chunk_size, command.layerwise)
+
+
+@handles(DeleteKeys)
+def delete_keys(worker: Worker, command: DeleteKeys) -> dict[str, Any]:
+    return l2_handlers.delete_keys(worker.engine.l2, command)
+
+
+@handles(ListKeys)
+def list_keys(worker: Worker, command: ListKeys) -> dict[str, Any]:
+    return l2_handlers.list_keys(worker.engine.l2, command)
+
+
+@handles(ControlScrub)
+def control_scrub(worker: Worker, command: ControlScrub) -> dict[str, Any]:
+    return l2_handlers.control_scrub(worker.engine.l2, command)
+
+
+@handles(Reconfigure)
+def change_adapter(worker: Worker, command: Reconfigure) -> dict[str, Any]:
+    return l2_handlers.change_adapter(worker.engine.l2, command)
 
 
 @handles(StartPrefetch)

@@ -15,6 +15,7 @@ from contract.errors import RedisAway
 from engine.errors import BadRequest, EngineError, NoLayout, TooBusy, UnknownInstance, Unsupported
 from engine.periodic import PeriodicThreads, RunRecord
 from workers.command_handlers import Worker, run
+from workers.errors import CommandRefused
 from workers.outage import Outage
 from workers.publisher import Publisher
 from workers.slow_commands import SlowCommands
@@ -112,6 +113,8 @@ class CommandLoop:
             delivery.fail(_code_of(error), str(error))
         except TooBusy as error:
             delivery.fail(BUSY, str(error))
+        except CommandRefused as error:
+            delivery.fail(error.code, str(error))
         except Exception as error:  # the command's top: its failure is its answer
             logger.exception("command %s %s failed", op, command_id)
             delivery.fail("internal", str(error) if isinstance(error, EngineError) else type(error).__name__)

@@ -42,6 +42,7 @@ from workers.command_handlers import Worker
 from workers.command_loop import BLOCK_S, CommandLoop
 from workers.errors import EXIT_CANNOT_START, CannotStart
 from workers.heartbeat import Heartbeat
+from workers.l2_handlers import describe_adapters
 from workers.logs import set_up_logging
 from workers.outage import Outage
 from workers.ownership import claim_instance, lock_file
@@ -196,6 +197,7 @@ class EngineWorker:
         return {
             snapshots.STATUS: engine.status,
             snapshots.CONF: lambda: mask_secrets(engine.configuration()),
+            snapshots.ADAPTERS: lambda: describe_adapters(engine.l2),
             snapshots.PERIODIC_THREADS: engine.threads.describe,
             snapshots.METRICS: lambda: {"text": engine.metrics_text()},
         }

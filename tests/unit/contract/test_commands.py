@@ -12,14 +12,19 @@ from contract.commands import (
     CancelPrefetch,
     ChecksumBlocks,
     ClearCache,
+    ControlScrub,
+    DeleteKeys,
     DeleteQuota,
+    ListKeys,
     PingEngine,
+    Reconfigure,
     SetQuota,
     StartPrefetch,
     decode,
 )
 from contract.errors import BadCommand
 from contract.keys import SEEN_TTL_S
+from contract.object_keys import EncodedKey
 
 
 @pytest.mark.parametrize(
@@ -33,6 +38,12 @@ from contract.keys import SEEN_TTL_S
         ChecksumBlocks(7, (3, 1, 1), 2, True),
         StartPrefetch("0123456789abcdef" * 2),
         CancelPrefetch("0123456789abcdef" * 2),
+        DeleteKeys(None, ()),
+        DeleteKeys("fs", (EncodedKey("00ff", "m/東京", 16777472), EncodedKey("", "", -1, 2, "alice"))),
+        ListKeys(None, None, 1, None),
+        ListKeys("", "m", 5000, "abc"),
+        ControlScrub("dax", "start"),
+        Reconfigure("dax", "add", -1, {"device_path": "/x", "size": "1GiB", "more": [None, 1.5]}),
     ],
 )
 def test_what_is_encoded_is_decoded_to_the_same(command: Any) -> None:
@@ -42,6 +53,7 @@ def test_what_is_encoded_is_decoded_to_the_same(command: Any) -> None:
 def test_every_command_is_tried_above_and_named_once() -> None:
     assert set(COMMANDS) == {
         "engine.ping", "cache.clear", "quota.set", "quota.delete", "kvcache.check", "prefetch.start", "prefetch.cancel",
+        "l2.delete", "l2.list", "l2.scrub", "l2.reconfigure",
     }  # fmt: skip
 
 
@@ -66,6 +78,13 @@ def test_the_seen_marker_outlives_the_command(command: Any) -> None:
         ("cache.clear", {"force": "yes"}, "force must be true or false"),
         ("kvcache.check", {"instance_id": 0, "block_ids": [True], "chunk_size": 1, "layerwise": False}, "block_ids"),
         ("kvcache.check", {"instance_id": 0, "block_ids": 3, "chunk_size": 1, "layerwise": False}, "block_ids"),
+        ("l2.delete", {"adapter": 1, "keys": []}, "adapter must be a text"),
+        ("l2.delete", {"adapter": None, "keys": [["", "m", 1, 0, ""]] * 10_001}, "a list of at most 10000 keys"),
+        ("l2.delete", {"adapter": None, "keys": [["", "m", 1, 0]]}, "keys must be lists of chunk_hash_hex"),
+        ("l2.delete", {"adapter": None, "keys": [["", "m", 1, -1, ""]]}, "keys must be 0 or more"),
+        ("l2.list", {"adapter": None, "model_name": None, "page_size": 5001, "page_token": None}, "from 1 to 5000"),
+        ("l2.scrub", {"adapter": None, "action": "polish"}, "action must be one of start, stop, state"),
+        ("l2.reconfigure", {"backend": "d", "operation": "x", "adapter_index": 0, "fields": []}, "fields must be an"),
         ("prefetch.start", {"request_id": "x" * 32}, "request_id must be the id of a prefetch job"),
         ("prefetch.cancel", {"request_id": None}, "request_id must be the id of a prefetch job"),
     ],

@@ -17,6 +17,8 @@ GOOD = EncodedKey("00ff", "model", 16777472)
         ({"chunk_hash_hex": "0"}, "chunk_hash_hex '0' is not hexadecimal"),
         ({"chunk_hash_hex": "zz"}, "chunk_hash_hex"),
         ({"chunk_hash_hex": "00 ff"}, "chunk_hash_hex"),
+        ({"chunk_hash_hex": "0" * 4098}, "chunk_hash_hex has more than 4096 characters"),
+        ({"model_name": "m" * 4097}, "model_name has more than 4096 characters"),
         ({"model_name": "a@b"}, "model_name 'a@b' must not contain '@'"),
         ({"model_name": "\ud800"}, "model_name is not Unicode"),
         ({"kv_rank": MAX_INTEGER + 1}, "kv_rank is beyond 64 bits"),

@@ -1,0 +1,71 @@
+"""What the commands about L2 adapters do, and what is published about the adapters."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from contract.commands import ControlScrub, DeleteKeys, ListKeys, Reconfigure
+from contract.object_keys import EncodedKey
+from contract.redis_client import mask_password
+from engine.errors import NoL2Adapter, UnknownL2Adapter
+from engine.l2.reconfigure import ReconfigureError
+from engine.l2.reconfiguring import reconfigure, statuses
+from engine.movement.second_tier import SecondTier
+from engine.object_key import ObjectKey, key_from_json, key_to_json
+from workers.errors import CommandRefused
+
+MAX_WORDS = 500
+
+
+def describe_adapters(l2: SecondTier) -> dict[str, Any]:
+    """The snapshot `adapters`: all of them, and those that can be changed at runtime with what they are now."""
+    return {"adapters": l2.adapters(), "reconfigurable": statuses(l2.tiers)}
+
+
+def delete_keys(l2: SecondTier, command: DeleteKeys) -> dict[str, Any]:
+    """A failure of the storage is part of the answer: what was deleted before it is deleted."""
+    with _refusals():
+        result = l2.delete_keys(command.adapter, [_object_key(key) for key in command.keys])
+    reply: dict[str, Any] = {"adapter": result.adapter, "deleted": result.deleted, "ok": not result.error}
+    return {**reply, "error": mask_password(result.error)} if result.error else reply
+
+
+def list_keys(l2: SecondTier, command: ListKeys) -> dict[str, Any]:
+    with _refusals():
+        tier = l2.find(command.adapter)
+        page = l2.listings.page(
+            tier, model_name=command.model_name, page_size=command.page_size, token=command.page_token
+        )
+    entries = [{"key": key_to_json(key), "size_bytes": size} for key, size in page.entries]
+    return {"adapter": tier.type_name, "entries": entries, "next_page_token": page.next_token}
+
+
+def control_scrub(l2: SecondTier, command: ControlScrub) -> dict[str, Any]:
+    verbs = {"start": l2.start_scrub, "stop": l2.stop_scrub, "state": l2.scrub_state}
+    with _refusals():
+        return verbs[command.action](command.adapter)
+
+
+def change_adapter(l2: SecondTier, command: Reconfigure) -> dict[str, Any]:
+    """A refusal is an answer too, since it has fields of its own."""
+    try:
+        body = reconfigure(l2.tiers, command.backend, command.operation, command.adapter_index, command.fields)
+    except ReconfigureError as error:
+        return {"refused": error.code, "message": str(error), "fields": error.fields}
+    return {"body": body}
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except NoL2Adapter as error:
+        raise CommandRefused("unavailable", str(error)) from error
+    except UnknownL2Adapter as error:
+        raise CommandRefused("not_found", str(error)) from error
+    except OSError as error:
+        raise CommandRefused("unavailable", f"the storage failed: {mask_password(str(error))[:MAX_WORDS]}") from error
+
+
+def _object_key(key: EncodedKey) -> ObjectKey:
+    return key_from_json(key._asdict())
