@@ -123,9 +123,13 @@ class Engine:
         """Reserves the pool and starts the loops. Raises StartError."""
         remove_stale_pools()
         self.segment.open()
+        try:
+            self.l2.open()
+        except BaseException:
+            self.segment.close()
+            raise
         self.stats.read_gauges_from(self._gauges)
         self.segment.prefault()
-        self.l2.open()
         self.transfers.start()
         self.housekeeping.start()
         self.l2.start()

@@ -225,7 +225,11 @@ def main(argv: Sequence[str]) -> int:
         return EXIT_CANNOT_START
     set_up_logging("engine", settings.log_level)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    worker = EngineWorker(settings)
+    try:
+        worker = EngineWorker(settings)
+    except StartError as error:
+        logger.error("cannot start: %s", error)
+        return EXIT_CANNOT_START
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: worker.stop())
     return worker.run()

@@ -124,7 +124,8 @@ class Launcher:
     def _engine_plan(self) -> ChildPlan:
         argv = [sys.executable, "-m", "workers.engine_worker"]
         settings = dataclasses.replace(self._settings, admin_token="", read_token="")
-        return ChildPlan("engine", argv, self._child_environ(settings), ROOT, self._engine_is_ready, 60.0)
+        stop_timeout_s = 60.0 + settings.write_back_drain_seconds
+        return ChildPlan("engine", argv, self._child_environ(settings), ROOT, self._engine_is_ready, stop_timeout_s)
 
     def _web_plan(self) -> ChildPlan:
         argv = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py"), "wsgi:app"]

@@ -104,8 +104,16 @@ class SecondTier:
 
     def open(self) -> None:
         """Connects to all storages. Raises StartError."""
+        opened: list[Tier] = []
+        try:
+            for tier in self.tiers:
+                tier.open()
+                opened.append(tier)
+        except BaseException:
+            for tier in opened:
+                tier.close()
+            raise
         for tier in self.tiers:
-            tier.open()
             logger.info("L2 adapter %s opened", tier.label)
 
     def start(self) -> None:

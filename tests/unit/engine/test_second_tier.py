@@ -373,3 +373,22 @@ def test_a_warm_job_loads_what_is_missing_and_counts_every_key() -> None:
         assert job.counts()._asdict() == {"found": 3, "resident": 2, "missing": 2, "failed": 0, "over_quota": 0}
         assert engine.l1.report()["total_object_count"] == 5
         assert not engine.l2.warm_jobs
+
+
+@pytest.mark.parametrize(
+    ("adapter", "words"),
+    [
+        ({"type": "tape"}, "unknown type 'tape'"),
+        ({"type": "fs", "base_path": "/x", "colour": "red"}, "unknown field 'colour'"),
+        ({"type": "fs"}, "base_path is missing"),
+        ({"type": "memory", "shared": "yes"}, "shared is 'yes'"),
+        ({"type": "memory", "serde": "zstd"}, "serde is an object"),
+        ({"type": "memory", "serde": {"type": "rar"}}, "unknown type 'rar'"),
+        ({"type": "memory", "eviction": {"eviction_policy": "ARC"}}, "allowed is one of LRU, IsolatedLRU, noop"),
+        ({"type": "memory", "eviction": {"eviction_ratio": 0}}, "eviction_ratio is 0"),
+        ({"type": "memory", "eviction": {"ratio": 1}}, "unknown field 'ratio'"),
+    ],
+)
+def test_a_wrong_adapter_stops_the_start_and_leaves_nothing_open(adapter: dict[str, Any], words: str) -> None:
+    with pytest.raises(StartError, match=words), engine_with({"type": "memory"}, adapter):
+        pass
