@@ -20,6 +20,7 @@ QUESTIONS = (
     "l2_adapters",
     "l2_catalog",
     "l2_serde",
+    "l2_prefix",
 )
 
 

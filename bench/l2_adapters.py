@@ -145,8 +145,8 @@ def pairs(directory: Path) -> Iterator[list[Pair]]:
     disk = f"fs ({file_system_of(str(directory))})"
     with contextlib.ExitStack() as stack:
         yield [
-            Pair(disk, Records(fs), files, "pwrite or pread, xxh3-128", 25, FS_LIMIT),
-            Pair("memory", Records(MemoryAdapter(MemoryConfig())), PlainBytes(), "copy, xxh3-128", 9),
+            Pair(disk, Records(fs), files, "plain files, xxh3-128", 25, FS_LIMIT),
+            Pair("memory", Records(MemoryAdapter(MemoryConfig())), PlainBytes(), "plain copy, xxh3-128", 9),
             *(_dax_pair(directory, stack, size_mib) for size_mib in SIZES_MIB),
             _redis_pair(directory, stack),
             _s3_pair(directory, stack),
@@ -164,7 +164,7 @@ def _dax_pair(directory: Path, stack: contextlib.ExitStack, size_mib: int) -> Pa
     adapter = DaxAdapter(DaxConfig(slot_bytes, [{"device_path": str(device), "size": nbytes}]))
     stack.callback(adapter.close)
     plain = PlainMapping(mapped, nbytes)
-    return Pair("dax (file)", Records(adapter), plain, "copy, xxh3-128", 9, sizes_mib=(size_mib,))
+    return Pair("dax (file)", Records(adapter), plain, "plain copy, xxh3-128", 9, sizes_mib=(size_mib,))
 
 
 def _redis_pair(directory: Path, stack: contextlib.ExitStack) -> Pair:
@@ -174,7 +174,7 @@ def _redis_pair(directory: Path, stack: contextlib.ExitStack) -> Pair:
     adapter = RedisAdapter(RedisConfig(host="127.0.0.1", port=server.port))
     stack.callback(adapter.close)
     client = stack.enter_context(redis.Redis(host="127.0.0.1", port=server.port, protocol=2))
-    return Pair("redis", Records(adapter), BareRedis(client), "redis-py set or get", 5)
+    return Pair("redis", Records(adapter), BareRedis(client), "bare redis-py", 5)
 
 
 def _s3_pair(directory: Path, stack: contextlib.ExitStack) -> Pair:
@@ -182,7 +182,7 @@ def _s3_pair(directory: Path, stack: contextlib.ExitStack) -> Pair:
     server.make_bucket()
     adapter = server.adapter()
     stack.callback(adapter.close)
-    return Pair("s3 (rclone)", Records(adapter), BareObstore(adapter._store), "obstore put or get", 3)
+    return Pair("s3 (rclone)", Records(adapter), BareObstore(adapter._store), "bare obstore", 3)
 
 
 def measure() -> list[Row]:
