@@ -291,6 +291,26 @@ def test_a_pass_that_runs_out_of_time_is_gone_on_with_and_treats_salts_in_turn()
     assert not world.evictor.has_more_to_do
 
 
+def test_a_drain_that_was_interrupted_goes_on_to_its_target_though_the_watermark_is_passed() -> None:
+    world = World(max_bytes=10 * SIZE)
+    world.put(*keys(9))
+    inner = world.tier.adapter.delete
+
+    def slow(wanted: ObjectKey) -> bool:
+        world.clock.now += PASS_S
+        return inner(wanted)
+
+    world.tier.adapter.delete = slow  # type: ignore[method-assign]
+
+    world.evictor.run_pass()
+    assert world.left() == keys(8, start=1)
+    assert world.evictor.has_more_to_do
+    world.evictor.run_pass()
+    world.evictor.run_pass()
+    assert world.left() == keys(6, start=3)
+    assert world.evictor.run_pass() is None
+
+
 @contextmanager
 def running(*worlds: World) -> Iterator[L2Eviction]:
     eviction = L2Eviction([world.tier for world in worlds], worlds[0].quotas, PeriodicThreads())
