@@ -9,7 +9,6 @@ people to see. What cannot even be deleted is never served again.
 """
 
 import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Container, Iterator
@@ -22,6 +21,7 @@ from engine.l2.base import ConnectionFault, L2Adapter, StorageFull, Stored
 from engine.l2.breaker import Breaker
 from engine.l2.calls import Calls
 from engine.l2.catalog import FOREIGN, Catalog, Form
+from engine.l2.complaints import Complaints
 from engine.l2.metrics import TierCounters
 from engine.l2.record import HEADER_BYTES, Verdict, fingerprint_of, make_header, missing_of, verify
 from engine.l2.registry import open_adapter
@@ -78,7 +78,7 @@ class Tier:
         self._capacity_bytes: int | None = None
         self._quarantine: deque[dict[str, object]] = deque(maxlen=MAX_REMEMBERED)
         self._fingerprints: dict[bytes, bytes] = {}
-        self._complaints = _Complaints(f"L2 adapter {self.label}")
+        self._complaints = Complaints(f"L2 adapter {self.label}")
 
     def open(self) -> None:
         """Connects to the storage; nothing else works before. Raises StartError."""
@@ -312,6 +312,20 @@ class Tier:
         """Whether the storage can be reached and its catalog is known, or about to be."""
         return self.breaker.state == "closed" and not self.scan_error
 
+    def gauges(self) -> dict[str, float]:
+        """Its values of the gauges in metrics.py, but for those of the write-back."""
+        breaker = self.breaker.describe()
+        return {
+            "bytes": self.catalog.bytes_used,
+            "objects": len(self.catalog),
+            "capacity_bytes": self._capacity_bytes or 0,
+            "breaker_state": ("closed", "half_open", "open").index(str(breaker["state"])),
+            "breaker_opened": self.breaker.times_opened,
+            "catalog_complete": self.catalog.complete,
+            "catalog_scanned": self.catalog.scanned,
+            "running_calls": len(self.calls),
+        }
+
     def describe(self) -> dict[str, object]:
         """Its entry in GET /status. The storage itself is not asked; what it said last counts."""
         catalog, eviction = self.catalog, self.spec.eviction
@@ -343,26 +357,3 @@ class _Counted:
 
     def __init__(self) -> None:
         self.asked, self.outcome = False, "ok"
-
-
-class _Complaints:
-    """Logs failures, but not a line for each when a storage is down."""
-
-    INTERVAL_S = 5.0
-
-    def __init__(self, who: str) -> None:
-        self._who = who
-        self._last, self._silenced = float("-inf"), 0
-        self._lock = threading.Lock()
-
-    def add(self, verb: str, key: ObjectKey, error: Exception) -> None:
-        with self._lock:
-            now = time.monotonic()
-            if now - self._last < self.INTERVAL_S:
-                self._silenced += 1
-                return
-            self._last, silenced, self._silenced = now, self._silenced, 0
-        digest = key.chunk_hash.hex()[:16]
-        logger.warning(
-            "%s: could not %s object %s…: %s (%d more not shown)", self._who, verb, digest, str(error)[:300], silenced
-        )

@@ -22,7 +22,7 @@ from engine.l1.quota import QuotaTable
 from engine.l1.segment import SharedSegment
 from engine.l2.catalog import Catalog
 from engine.l2.listing import Listings
-from engine.l2.metrics import TierMetrics
+from engine.l2.metrics import TierGauges, TierMetrics
 from engine.l2.spec import read_spec
 from engine.l2.tier import Tier
 from engine.movement.care import TierCare
@@ -99,6 +99,14 @@ class SecondTier:
         self._scrubs = [Scrub(tier, threads) for tier in self.tiers]
         self._care = [TierCare(tier, threads, self._refreshed) for tier in self.tiers]
         self._watch: PeriodicThread | None = None
+        stats.registry.register(
+            TierGauges(
+                lambda: [
+                    (queue.tier.type_name, queue.tier.index, {**queue.tier.gauges(), **queue.gauges()})
+                    for queue in queues
+                ]
+            )
+        )
 
     # ---- life
 

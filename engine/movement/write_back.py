@@ -255,6 +255,12 @@ class WriteQueue:
         """Waits for the threads after `drain`."""
         join_all(self._threads, deadline)
 
+    def gauges(self) -> dict[str, float]:
+        """Its values of the gauges in engine/l2/metrics.py."""
+        with self._changed:
+            queued, retries = len(self._queued), len(self._retries)
+        return {"queued_writes": queued, "waiting_for_retry": retries, "dirty_bytes": self.dirty_bytes}
+
     def describe(self) -> dict[str, object]:
         """For GET /status."""
         with self._changed:
