@@ -9,7 +9,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -28,6 +28,7 @@ from contract.engine_record import EngineRecord, read_record
 from contract.errors import EngineAway, QueueFull, RedisAway
 from contract.held_connections import HeldConnections, Words
 from contract.keys import AUDIT_MAX_ENTRIES, Keys, field_to_salt, salt_to_field
+from contract.prefetch_jobs import PrefetchStore
 from contract.redis_client import describe, open_blocking_redis, open_redis
 
 EXTENSION = "larder_backend"
@@ -75,6 +76,12 @@ class Backend(Protocol):
     def quotas(self) -> dict[str, QuotaState]:
         """The registered tenants by salt."""
 
+    def prefetch_jobs(self) -> AbstractContextManager[PrefetchStore]:
+        """The records of prefetch jobs. Redis's failures inside become RedisAway."""
+
+    def waiting_place(self) -> AbstractContextManager[None]:
+        """To be held by a request that waits. Raises QueueFull: as many wait as may."""
+
     def write_audit(self, entries: list[dict[str, str]]) -> None:
         """Appends to the audit stream."""
 
@@ -115,13 +122,8 @@ class QueueBackend:
 
     def call(self, command: Command, *, issuer: str = "") -> dict[str, Any]:
         self.require_engine()
-        if not self._waiting.acquire(timeout=PLACE_WAIT_S):
-            raise QueueFull(f"{self._max_waiting} requests of this web worker already wait for the engine", 1.0)
-        try:
-            with self._redis():
-                reply = self._open_submitter().call(command, issuer=issuer)
-        finally:
-            self._waiting.release()
+        with self.waiting_place(), self._redis():
+            reply = self._open_submitter().call(command, issuer=issuer)
         if command.changes_snapshots:
             self._last_change.note()
         return reply
@@ -204,6 +206,20 @@ class QueueBackend:
         _require_quotas(epoch)
         pairs = zip(limits.items(), cast(list[str | None], usages), strict=True)
         return {field_to_salt(field): QuotaState(limit, *_usage_in(usage)) for (field, limit), usage in pairs}
+
+    @contextmanager
+    def prefetch_jobs(self) -> Iterator[PrefetchStore]:
+        with self._redis() as client:
+            yield PrefetchStore(client, self._keys)
+
+    @contextmanager
+    def waiting_place(self) -> Iterator[None]:
+        if not self._waiting.acquire(timeout=PLACE_WAIT_S):
+            raise QueueFull(f"{self._max_waiting} requests of this web worker already wait for the engine", 1.0)
+        try:
+            yield
+        finally:
+            self._waiting.release()
 
     def write_audit(self, entries: list[dict[str, str]]) -> None:
         head = ("XADD", self._keys.audit, "MAXLEN", "~", AUDIT_MAX_ENTRIES, "*")

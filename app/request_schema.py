@@ -56,7 +56,9 @@ class LarderSchema(Schema):
         unknown = EXCLUDE
 
 
-class _StrictField(Field):
+class StrictField(Field):
+    """Its messages know their types."""
+
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.error_messages = {
@@ -65,21 +67,21 @@ class _StrictField(Field):
         }
 
 
-class Integer(_StrictField):
+class Integer(StrictField):
     """An integer from a JSON body."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
         return to_integer(value)
 
 
-class QueryInteger(_StrictField):
+class QueryInteger(StrictField):
     """An integer from a query string."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
         return _integer_from_text(value)
 
 
-class Boolean(_StrictField):
+class Boolean(StrictField):
     """A boolean from a query string or a JSON body."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> bool:
@@ -91,16 +93,18 @@ class Boolean(_StrictField):
         raise invalid("bool_parsing", "not a boolean: give true or false")
 
 
-class Text(_StrictField):
+class Text(StrictField):
     """A string, from a query or a body."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
         if not isinstance(value, str):
             raise invalid("string_type", "not a string")
+        if not _is_unicode(value):
+            raise invalid("string_unicode", "not valid Unicode: a surrogate stands alone")
         return value
 
 
-class IntegerList(_StrictField):
+class IntegerList(StrictField):
     """A list of integers as one field: a field per member costs twenty times as much."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> list[int]:
@@ -136,29 +140,39 @@ def takes_query(schema: type[Schema]) -> Callable[[Callable[..., R]], Callable[.
         @wraps(view)
         def with_query(**path: Any) -> R:
             last_of_each = {name: values[-1] for name, values in request.args.lists()}
-            return view(**path, **_load(checked, last_of_each, "query"))
+            return view(**path, **load(checked, last_of_each, "query"))
 
         return with_query
 
     return decorate
 
 
-def takes_body(schema: type[Schema]) -> Callable[[Callable[..., R]], Callable[..., R]]:
-    """The view gets the checked members of the JSON body as keyword arguments."""
+def takes_body(
+    schema: type[Schema], *, parse: Callable[[bytes], Any] | None = None, max_bytes: int | None = None
+) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """The view gets the checked members of the JSON body as keyword arguments.
+
+    `parse` reads the body in place of parse_json; `max_bytes` is what it may have in place of the application's limit.
+    """
     checked = schema()
 
     def decorate(view: Callable[..., R]) -> Callable[..., R]:
         @wraps(view)
         def with_body(**path: Any) -> R:
-            return view(**path, **_load(checked, json_body(), "body"))
+            if max_bytes is not None:
+                request.max_content_length = max_bytes
+            return view(**path, **load(checked, json_body(parse), "body"))
 
         return with_body
 
     return decorate
 
 
-def json_body() -> dict[str, Any]:
-    """The object in the request's body. Raises Unprocessable: none, another content type, not JSON, not an object."""
+def json_body(parse: Callable[[bytes], Any] | None = None) -> dict[str, Any]:
+    """The object in the request's body, read by `parse` or parse_json.
+
+    Raises Unprocessable: none, another content type, not JSON, not an object.
+    """
     is_json = request.mimetype in ("", "application/json") or request.mimetype.endswith("+json")
     raw = whole_body() if is_json else b""
     if not raw:
@@ -166,7 +180,7 @@ def json_body() -> dict[str, Any]:
             [_problem("missing", ("body",), "a JSON body is required, with Content-Type application/json")]
         )
     try:
-        body = parse_json(raw)
+        body = (parse or parse_json)(raw)
     except ValueError as error:
         raise Unprocessable([_problem("json_invalid", ("body",), f"the body is not JSON: {error}")]) from error
     if not isinstance(body, dict):
@@ -193,11 +207,12 @@ def parse_json(raw: bytes, *, parse_int: Callable[[str], Any] | None = None) -> 
         raise ValueError("it is nested too deeply") from None
 
 
-def _load(schema: Schema, values: Mapping[str, Any], place: str) -> dict[str, Any]:
+def load(schema: Schema, values: Mapping[str, Any], *place: str) -> dict[str, Any]:
+    """What the schema makes of the values. Raises Unprocessable with locations that begin with `place`."""
     try:
         return schema.load(values)
     except ValidationError as error:
-        raise Unprocessable(list(_walk(error.messages, (place,)))) from error
+        raise Unprocessable(list(_walk(error.messages, place))) from error
 
 
 def _walk(messages: Any, loc: tuple[str | int, ...]) -> Iterator[dict[str, object]]:
@@ -218,6 +233,17 @@ def _integer_from_text(text: str) -> int:
     if not _INTEGER.fullmatch(text):
         raise invalid("int_parsing", "not an integer: give decimal digits")
     return int(text)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether the text can be written as UTF-8; JSON can spell what cannot."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _number_word(value: Any) -> str:

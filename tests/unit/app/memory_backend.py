@@ -2,14 +2,17 @@
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from app.backend import QuotaState
 from contract.commands import ChecksumBlocks, Command, DeleteQuota, SetQuota
 from contract.engine_record import EngineRecord
-from contract.errors import CommandFailed, EngineAway, RedisAway
+from contract.errors import CommandFailed, EngineAway, QueueFull, RedisAway
 from contract.snapshots import Snapshot
+from tests.unit.app.memory_prefetch import MemoryPrefetch
 
 BOOT = "boot-1"
 
@@ -33,6 +36,8 @@ class MemoryBackend:
     usages: dict[str, tuple[int, int]] = field(default_factory=dict)
     commands: list[Command] = field(default_factory=list)
     audit: list[dict[str, str]] = field(default_factory=list)
+    prefetch: MemoryPrefetch = field(default_factory=MemoryPrefetch)
+    no_place: bool = False
 
     def call(self, command: Command, *, issuer: str = "") -> dict[str, Any]:
         self.require_engine()
@@ -83,6 +88,17 @@ class MemoryBackend:
         self.require_engine()
         self._reach()
         return {salt: self.quota(salt) for salt in self.limits}
+
+    @contextmanager
+    def prefetch_jobs(self) -> Iterator[Any]:
+        self._reach()
+        yield self.prefetch
+
+    @contextmanager
+    def waiting_place(self) -> Iterator[None]:
+        if self.no_place:
+            raise QueueFull("12 requests wait", 1.0)
+        yield
 
     def write_audit(self, entries: list[dict[str, str]]) -> None:
         self._reach()

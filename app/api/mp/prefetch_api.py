@@ -1,0 +1,142 @@
+"""Prefetch jobs: POST /l2/prefetch warms L1 from L2 by token ids, GET /l2/prefetch/{id} asks for the result, once.
+
+The record in Redis is made here; the engine gets its id. A job whose start is refused is taken back. A poll that may
+wait takes one of the places of those that wait for the engine, and takes no result for a caller who has gone.
+"""
+
+import socket
+import threading
+import time
+from typing import Any
+
+from flask import Blueprint, request
+from marshmallow import validate
+from marshmallow.fields import Field
+
+from app.backend import Backend, current_backend
+from app.errors import RouteError
+from app.policy import DETAIL, Level, policy
+from app.prefetch_body import MAX_BODY_BYTES, PrefetchBody, TokenIds, parse_prefetch_body
+from app.request_schema import LarderSchema, Problem, QueryInteger, takes_body, takes_query
+from contract.commands import CancelPrefetch, StartPrefetch
+from contract.errors import ContractError, QueueFull, RedisAway
+from contract.keys import PREFETCH_MAX_JOBS
+from contract.prefetch_jobs import COMPLETED, PrefetchJob, is_request_id, new_request_id
+from contract.token_ids import MAX_TOKEN_IDS
+
+router = Blueprint("prefetch", __name__)
+
+MAX_WAIT_S = 30
+ASK_AGAIN_S = 0.1
+RETRY_AFTER_S = 60.0
+NOT_FOUND = "unknown prefetch request, or its result was taken already"
+
+
+class PollQuery(LarderSchema):
+    wait: Field = QueryInteger(
+        load_default=0, validate=validate.Range(0, MAX_WAIT_S, error=Problem("range", f"not from 0 to {MAX_WAIT_S}"))
+    )
+
+
+@router.post("/l2/prefetch")
+@policy(Level.ADMIN, DETAIL)
+@takes_body(PrefetchBody, parse=parse_prefetch_body, max_bytes=MAX_BODY_BYTES)
+def submit(model_name: str, world_size: int, token_ids: TokenIds, cache_salt: str) -> tuple[dict[str, Any], int]:
+    """Starts a job and returns at once. Less than a chunk is no job."""
+    if token_ids.count > MAX_TOKEN_IDS:
+        raise RouteError(400, f"more than {MAX_TOKEN_IDS} token_ids")
+    backend = current_backend()
+    backend.require_engine()
+    job = PrefetchJob(new_request_id(), model_name, world_size, cache_salt)
+    with backend.prefetch_jobs() as jobs:
+        has_room = jobs.create(job, token_ids.text)
+    if not has_room:
+        raise QueueFull(f"{PREFETCH_MAX_JOBS} prefetch jobs are kept, and the oldest are not over", RETRY_AFTER_S)
+    try:
+        reply = backend.call(StartPrefetch(job.request_id))
+    except ContractError:
+        _withdraw(backend, job.request_id)
+        raise
+    if reply["status"] == "noop":
+        _withdraw(backend, job.request_id)
+        return {"chunks": 0, "status": "noop"}, 202
+    return {"request_id": job.request_id, "chunks": reply["chunks"], "status": "submitted"}, 202
+
+
+@router.get("/l2/prefetch/<request_id>")
+@policy(Level.ADMIN, DETAIL)
+@takes_query(PollQuery)
+def poll(request_id: str, wait: int) -> dict[str, Any]:
+    """The result of a job that is over, once; `wait` is how many seconds the answer may take."""
+    backend = current_backend()
+    backend.require_engine()
+    job = _consume(backend, request_id)
+    if wait and job is not None and not job.has_ended:
+        with backend.waiting_place():
+            job = _wait_for_end(backend, job, wait)
+    if job is None:
+        raise RouteError(404, NOT_FOUND)
+    if not job.has_ended:
+        return {"status": "pending"}
+    result: dict[str, Any] = {"status": COMPLETED, "found_keys": job.found_keys, "total_keys": job.total_keys}
+    return result if job.status == COMPLETED else {**result, "outcome": job.status, "error": job.error}
+
+
+@router.delete("/l2/prefetch/<request_id>")
+@policy(Level.ADMIN, DETAIL)
+def cancel(request_id: str) -> tuple[dict[str, str], int]:
+    """Cancels a job; what was loaded stays. `status` is how the job ended, `cancelling` if that takes longer."""
+    backend = current_backend()
+    backend.require_engine()
+    if not is_request_id(request_id):
+        raise RouteError(404, NOT_FOUND)
+    with backend.prefetch_jobs() as jobs:
+        job = jobs.load(request_id)
+    if job is None or job.has_ended:
+        raise RouteError(404, "unknown prefetch request, or it is over")
+    status = backend.call(CancelPrefetch(request_id))["status"]
+    if status == "unknown":
+        raise RouteError(404, "the prefetch request is over")
+    return {"request_id": request_id, "status": status}, 202 if status == "cancelling" else 200
+
+
+def _withdraw(backend: Backend, request_id: str) -> None:
+    """Removes a job that did not start. A Redis that is away keeps it; the engine closes it after a while."""
+    try:
+        with backend.prefetch_jobs() as jobs:
+            jobs.withdraw(request_id)
+    except RedisAway:
+        return
+
+
+def _consume(backend: Backend, request_id: str) -> PrefetchJob | None:
+    if not is_request_id(request_id):
+        return None
+    with backend.prefetch_jobs() as jobs:
+        return jobs.consume(request_id)
+
+
+def _wait_for_end(backend: Backend, job: PrefetchJob, wait_s: float) -> PrefetchJob | None:
+    """Asks again until the job is over, the time is up, or the caller has gone."""
+    give_up_at = time.monotonic() + wait_s
+    pause = threading.Event()
+    latest: PrefetchJob | None = job
+    while latest is not None and not latest.has_ended and (rest_s := give_up_at - time.monotonic()) > 0:
+        pause.wait(min(ASK_AGAIN_S, rest_s))
+        if _caller_has_gone():
+            break
+        backend.require_engine()
+        latest = _consume(backend, job.request_id)
+    return latest
+
+
+def _caller_has_gone() -> bool:
+    connection = request.environ.get("gunicorn.socket")
+    if not isinstance(connection, socket.socket):
+        return False
+    try:
+        return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
