@@ -335,4 +335,5 @@ class Engine:
         values["sessions"] = len(self.sessions)
         values["workers"] = len(self.registrations.all())
         values["quotas"] = len(self.quota_table.all())
+        values["quotas_suspended"] = self.tenants.suspended_because is not None
         return values

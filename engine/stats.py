@@ -33,6 +33,10 @@ _GAUGES = {
     "sessions": ("larder_sessions", "Requests that are remembered."),
     "workers": ("larder_registered_workers", "Workers of inference engines that are registered."),
     "quotas": ("larder_quotas", "Cache salts with a quota."),
+    "quotas_suspended": (
+        "larder_quotas_suspended",
+        "1: Redis may have lost quotas, so salts without one keep what they hold until the next quota is set.",
+    ),
     "prefetch_jobs": ("lmcache_mp_active_prefetch_jobs", "Prefetch jobs under way."),
     "l2_lookups": ("larder_l2_lookups_waiting", "Lookups that wait for objects from L2."),
     "l2_loads_waiting": ("larder_l2_loads_waiting", "Objects that wait to be loaded from L2."),

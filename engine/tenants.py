@@ -132,6 +132,11 @@ class Tenants:
 
     # ---- looking
 
+    @property
+    def suspended_because(self) -> str | None:
+        """Why salts without a quota keep what they hold, where that has an effect; None when they do not."""
+        return self._epoch.suspended_because
+
     def report(self) -> dict[str, object]:
         """`quotas` of GET /status: where quotas act, and if nowhere why."""
         isolated, why = self._isolated(), None
@@ -144,6 +149,6 @@ class Tenants:
             "enforced": why is None,
             "enforced_on": [] if why else isolated,
             "not_enforced_because": why,
-            "unregistered_suspended_because": self._epoch.suspended_because,
+            "unregistered_suspended_because": self.suspended_because,
             "registered": len(self._quotas.all()),
         }

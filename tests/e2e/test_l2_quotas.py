@@ -81,6 +81,14 @@ class Stack:
         for name in loops:
             wait_for(lambda name=name: self.runs_of(name) >= runs[name] + 2, 10, f"two passes of {name}")
 
+    def write_by_hand(self, salt: str, limit_bytes: int) -> None:
+        """As an operator with redis-cli does who has many quotas to restore."""
+        client = self.redis.client()
+        try:
+            client.hset(KEYS.quota, salt, str(limit_bytes))
+        finally:
+            client.close()
+
     def runs_of(self, name: str) -> int:
         client = self.redis.client()
         try:
@@ -131,10 +139,10 @@ def test_after_a_restart_usage_is_what_is_on_disk_and_quotas_act_on_it(stack: St
 
 def test_a_redis_that_lost_its_data_deletes_nothing_until_a_quota_is_set(stack: Stack) -> None:
     stack.start("redis")
-    for salt in ("alice", "bob"):
+    for salt in ("alice", "bob", "carol"):
         stack.http("PUT", f"/quota/{salt}", {"limit_gb": 1})
-        stack.fill(salt, 3)
-    sizes = {salt: stack.stored(salt) for salt in ("alice", "bob")}
+        stack.fill(salt, 2)
+    sizes = {salt: stack.stored(salt) for salt in ("alice", "bob", "carol")}
     stack.stop()
 
     stack.start("another redis")
@@ -143,10 +151,12 @@ def test_a_redis_that_lost_its_data_deletes_nothing_until_a_quota_is_set(stack: 
     quotas = stack.status()["quotas"]
     assert "until the next PUT /quota" in quotas["unregistered_suspended_because"]
     assert (quotas["enforced"], quotas["registered"]) == (True, 0)
+    assert "larder_quotas_suspended 1.0" in stack.http("GET", "/metrics").body.decode()
     assert "limit 0 for tenants without a quota is suspended" in stack.engine.log_tail()
     assert {salt: stack.stored(salt) for salt in sizes} == sizes
 
-    stack.engine.kill()
+    stack.write_by_hand("carol", GIB)
+    stack.engine.stop()
     stack.engine.start()
     stack.wait_for_passes()
     assert stack.status()["quotas"]["unregistered_suspended_because"] is not None
@@ -154,8 +164,9 @@ def test_a_redis_that_lost_its_data_deletes_nothing_until_a_quota_is_set(stack: 
 
     assert stack.http("PUT", "/quota/bob", {"limit_gb": 1}).status == 200
     assert stack.status()["quotas"]["unregistered_suspended_because"] is None
+    assert "larder_quotas_suspended 0.0" in stack.http("GET", "/metrics").body.decode()
     wait_for(lambda: stack.stored("alice") == {}, 10, "limit 0 acts again")
-    assert stack.stored("bob") == sizes["bob"]
+    assert {salt: stack.stored(salt) for salt in ("bob", "carol")} == {salt: sizes[salt] for salt in ("bob", "carol")}
 
     stack.engine.kill()
     stack.engine.start()
