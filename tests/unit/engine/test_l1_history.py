@@ -162,6 +162,39 @@ class L1History(RuleBasedStateMachine):
         self.give_back(owner, [key], 1)
         self.pins.append(pin)
 
+    @rule(keys=prefixes, layout=layouts)
+    def hold(self, keys: list[ObjectKey], layout: bytes) -> None:
+        pins = self.l1.hold(keys, (layout,))
+
+        assert [pin is not None for pin in pins] == [self.ready.get(key, (b"", 0))[0] == layout for key in keys]
+        self.pins += [pin for pin in pins if pin is not None]
+
+    @rule(key=st.sampled_from(KEYS), layout=layouts, readable=st.booleans())
+    def load(self, key: ObjectKey, layout: bytes, readable: bool) -> None:
+        reservation = self.l1.reserve([key], PAGE, layout, ENGINE)
+        self.learn_evictions()
+        if not readable or not reservation.granted:
+            self.l1.abort(reservation)
+            return
+
+        pin = self.l1.commit_pinned(reservation)
+
+        assert pin is not None
+        assert pin.entries == reservation.granted
+        self.pins.append(pin)
+        self.ready[key] = (layout, PAGE)
+
+    @rule(keys=prefixes)
+    def drop_written(self, keys: list[ObjectKey]) -> None:
+        held = self.held()
+        entries = [entry for entry in map(self.l1._index.readable, keys) if entry is not None]
+
+        dropped = self.l1.drop_written(entries)
+
+        expected = {entry.key for entry in entries} - held
+        assert dropped == len(expected)
+        assert self.learn_evictions() == expected
+
     @precondition(lambda self: self.pins)
     @rule(data=st.data())
     def unpin(self, data: st.DataObject) -> None:
