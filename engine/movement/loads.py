@@ -114,7 +114,7 @@ class Loader:
             for tier in self._tiers
             for number in range(THREADS)
         ]
-        self._running = 0
+        self._running = {tier.index: 0 for tier in self._tiers}
         self._running_bytes = 0
 
     def start(self) -> None:
@@ -134,7 +134,12 @@ class Loader:
     def may_find(self, key: ObjectKey, layouts: Sequence[ObjectLayout]) -> bool:
         """Whether some tier may have `key` in one of `layouts` and can be asked now."""
         fingerprints = [layout.fingerprint for layout in layouts]
-        return any(tier.may_have(key, fingerprints) and tier.breaker.state != "open" for tier in self._tiers)
+        return any(tier.may_have(key, fingerprints) and self._can_ask(tier) for tier in self._tiers)
+
+    def _can_ask(self, tier: Tier) -> bool:
+        """Not while its breaker is open, nor while all its threads hang and none is left to try again."""
+        state = tier.breaker.state
+        return state == "closed" or (state == "half_open" and self._running[tier.index] < THREADS)
 
     def request(self, key: ObjectKey, layouts: Sequence[ObjectLayout], done: Done, *, demand: bool) -> Load | None:
         """Loads `key` in one of `layouts`, or joins the load under way; `done` is called once, in another thread.
@@ -181,7 +186,7 @@ class Loader:
     def describe(self) -> dict[str, int]:
         """Counts for GET /status and metrics."""
         waiting = sum(len(queue.demand) + len(queue.warm) for queue in self._queues.values())
-        return {"waiting": waiting, "running": self._running, "running_bytes": self._running_bytes}
+        return {"waiting": waiting, "running": sum(self._running.values()), "running_bytes": self._running_bytes}
 
     # ---- a tier's threads
 
@@ -195,7 +200,7 @@ class Loader:
                 end, pin = self._load_from(tier, load)
             except Exception:  # a thread's top: the next load must go on after a bug
                 logger.exception("a load from L2 adapter %s failed", tier.label)
-            self._end_step(load, end, pin)
+            self._end_step(tier, load, end, pin)
             if end is LoadEnd.LOADED:
                 tier.note_use(load.key)
 
@@ -207,15 +212,15 @@ class Loader:
             if load.waiters:
                 load.tiers.pop(0)
                 load.running = True
-                self._running += 1
+                self._running[tier.index] += 1
                 return True
         self._finish(load, LoadEnd.ABANDONED, None)
         return False
 
-    def _end_step(self, load: Load, end: LoadEnd, pin: Pin | None) -> None:
+    def _end_step(self, tier: Tier, load: Load, end: LoadEnd, pin: Pin | None) -> None:
         """On to the next tier that may have it, or over."""
         with self._lock:
-            self._running -= 1
+            self._running[tier.index] -= 1
             load.running = False
             load.failed |= end is LoadEnd.FAILED
             if end in (LoadEnd.MISSING, LoadEnd.FAILED):
