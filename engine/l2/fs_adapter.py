@@ -79,7 +79,7 @@ class FsAdapter(L2Adapter):
             os.close(descriptor)
 
     def write(self, key: ObjectKey, data: Buffers) -> None:
-        beside = f"{self._tmp}/{self._boot}-{next(self._numbers)}"
+        path, beside = self._path(key), f"{self._tmp}/{self._boot}-{next(self._numbers)}"
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             try:
@@ -88,7 +88,7 @@ class FsAdapter(L2Adapter):
                     os.fdatasync(descriptor)
             finally:
                 os.close(descriptor)
-            os.rename(beside, self._path(key))
+            os.rename(beside, path)
         except BaseException as error:
             with contextlib.suppress(OSError):
                 os.unlink(beside)
@@ -142,13 +142,17 @@ class FsAdapter(L2Adapter):
 
 
 def _write_all(descriptor: int, data: Buffers) -> None:
-    left = [buffer for buffer in data if len(buffer)]
-    while left:
-        done = os.writev(descriptor, left)
+    done = os.writev(descriptor, data)
+    if done == total_bytes(data):
+        return
+    left = list(data)
+    while True:
         while left and done >= len(left[0]):
             done -= len(left.pop(0))
-        if done:
-            left[0] = left[0][done:]
+        if not left:
+            return
+        left[0] = left[0][done:]
+        done = os.writev(descriptor, left)
 
 
 def _read_in_pieces(descriptor: int, into: Buffers) -> int:

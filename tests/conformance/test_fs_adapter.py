@@ -79,6 +79,20 @@ def test_a_read_that_comes_in_pieces_is_put_together(tmp_path: Path, monkeypatch
     assert load(adapter, KEY, 5000) == (HEADER_BYTES + 5000, bytes(record(KEY, payload(1))[0]), payload(1))
 
 
+def test_a_write_that_is_cut_short_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = FsAdapter(FsConfig(str(tmp_path / "l2")))
+    write_at_once = os.writev
+
+    def interrupted(descriptor: int, buffers: list[memoryview]) -> int:
+        return write_at_once(descriptor, [buffers[0][:1000]])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "writev", interrupted)
+        store(adapter, KEY, payload(1))
+
+    assert load(adapter, KEY, 5000) == (HEADER_BYTES + 5000, bytes(record(KEY, payload(1))[0]), payload(1))
+
+
 def test_what_a_killed_writer_left_is_removed_at_start(tmp_path: Path) -> None:
     FsAdapter(FsConfig(str(tmp_path / "l2")))
     (tmp_path / "l2" / "tmp" / "half").write_bytes(b"half a record")
