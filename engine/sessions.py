@@ -98,14 +98,14 @@ class Sessions:
                 session.lookup_result = None
             return chunks
 
-    def drop_lookup(self, request_id: str) -> None:
-        """Forgets the result, and calls off the lookup if it is under way."""
+    def drop_lookup(self, request_id: str) -> bool:
+        """Forgets the result, and calls off the lookup if it is under way; whether there was one that took its time."""
         with self._lock:
             session = self._sessions.get(request_id)
             if session is None:
-                return
+                return False
             result, session.lookup_result = session.lookup_result, None
-        _cancel(result)
+        return _cancel(result)
 
     def end(self, request_id: str) -> Session | None:
         """Forgets a session and returns it, if there was one; a lookup of it that is under way is called off."""
@@ -163,9 +163,12 @@ class Sessions:
         return session
 
 
-def _cancel(result: int | PendingLookup | None) -> None:
-    if result is not None and not isinstance(result, int):
-        result.cancel()
+def _cancel(result: int | PendingLookup | None) -> bool:
+    """Whether it was a lookup that took its time."""
+    if result is None or isinstance(result, int):
+        return False
+    result.cancel()
+    return True
 
 
 def _continues(known: "array[int]", tokens: "array[int]") -> bool:

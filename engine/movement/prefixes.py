@@ -23,7 +23,10 @@ from engine.token_hasher import TokenHasher
 
 
 class Prefixes:
-    """Verbs of the engine; any thread may call. `finished` is called, under no lock, when a lookup has its answer."""
+    """Verbs of the engine; any thread may call.
+
+    `finished` is called, under no lock, when a lookup that took its time has its answer, or was called off.
+    """
 
     def __init__(
         self,
@@ -42,7 +45,8 @@ class Prefixes:
     def lookup(self, request: CacheRequest) -> None:
         """Finds and leases the longest prefix that all ranks have; `take_lookup_result` tells how long it is.
 
-        Leases belong to the request id; those of its earlier lookup are replaced.
+        Leases belong to the request id; those of its earlier lookup are replaced. Who waits for that one gets the
+        answer to this one.
         """
         scope = (request.model_name, request.world_size)
         chunks = request.end // self._chunk_size
@@ -54,7 +58,7 @@ class Prefixes:
             rows = [[ObjectKey(digest, name, rank, 0, salt) for rank in ranks] for digest in digests]
         else:
             self._stats.lookups_unregistered.inc()
-        self._sessions.drop_lookup(request.request_id)
+        called_off = self._sessions.drop_lookup(request.request_id)
         hit = self._l1.lease_prefix(rows, layouts, request.request_id, scope, request.num_kv_readers)
         self._stats.count_lookup(chunks * self._chunk_size, hit * self._chunk_size)
         if hit < len(rows) and self._l2.tiers:
@@ -66,6 +70,8 @@ class Prefixes:
                 self._l2.begin_lookup(pending)
                 return
         self._sessions.set_lookup_result(request.request_id, hit)
+        if called_off:
+            self._finished()
 
     def _lookup_over(self, hit_in_l1: int, lookup: DemandLookup) -> None:
         more = (lookup.chunks or 0) - hit_in_l1
@@ -94,7 +100,8 @@ class Prefixes:
 
     def free_lookup_locks(self, request: CacheRequest) -> None:
         """Gives back the request's leases on the whole chunks inside `[start, end)`, all its ranks and readers."""
-        self._sessions.drop_lookup(request.request_id)
+        if self._sessions.drop_lookup(request.request_id):
+            self._finished()
         size = self._chunk_size
         first, stop = -(-request.start // size), request.end // size
         if first >= stop:
@@ -109,6 +116,8 @@ class Prefixes:
     def end_session(self, request_id: str) -> None:
         """Forgets a request and makes its whole prefix recent. Leases stay: workers may still be loading."""
         session = self._sessions.end(request_id)
+        if session is not None and isinstance(session.lookup_result, DemandLookup):
+            self._finished()
         if session is None or session.last_request is None:
             return
         request, hashes = session.last_request, session.hashes

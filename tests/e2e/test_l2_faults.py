@@ -6,6 +6,7 @@ pauses) are shortened where the engine runs in this process.
 
 import dataclasses
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -13,12 +14,22 @@ from pathlib import Path
 import pytest
 
 from engine.l2.fault_adapter import FaultAdapter, Faults
-from tests.campaign.l2_client import CHUNK_TOKENS, PROMPT_BYTES
+from tests.campaign.l2_client import (
+    CHUNK_TOKENS,
+    CHUNKS,
+    FRESH,
+    PROMPT_BYTES,
+    PromptClient,
+    Round,
+    salt_of,
+    tokens_of,
+)
 from tests.campaign.l2_load import Drill, EngineSite, L2Load, StackSite, killed, run_drill
 from tests.conformance.redis_servers import server_in
 from tests.conformance.s3_servers import Rclone, config_for
 from tests.e2e.served_engine import ServedEngine
 from tests.stack import Larder
+from tests.waiting import wait_for
 
 POOL_BYTES = 2 << 20
 PROMPTS = 6 * POOL_BYTES // PROMPT_BYTES
@@ -157,3 +168,27 @@ def test_the_adapters_redis_is_restarted(tmp_path: Path) -> None:
         whole(tmp_path / "larder", {"type": "redis", "url": server.url}) as larder,
     ):
         assert_outage_is_told(drill_whole(larder, tmp_path, killed(server)))
+
+
+@pytest.mark.parametrize("how", ["ended", "freed", "looked up again"])
+def test_who_waits_for_a_lookup_that_is_called_off_is_told_at_once(site: Site, how: str) -> None:
+    with PromptClient(site.port, 0) as waiting, PromptClient(site.port, 2) as other:
+        waiting.fresh_store(FRESH)
+        wait_for(lambda: len(site.engine.l2.tiers[0].catalog) == CHUNKS, 5, "the prompt is written to L2")
+        waiting.wire.clear(force=True)
+        with site.fault(latency_rate=1.0, latency_s=30.0):
+            seen = Round(0.0)
+            waiter = threading.Thread(target=waiting.lookup, args=(FRESH, "request", seen))
+            waiter.start()
+            wait_for(lambda: site.engine.l2.gauges()["l2_lookups"], 5, "the lookup is under way")
+            if how == "ended":
+                other.wire.end_session("request")
+            elif how == "freed":
+                other.wire.free(tokens_of(FRESH), "request", cache_salt=salt_of(FRESH))
+            else:
+                other.lookup(FRESH + 1, "request", Round(0.0))
+            waiter.join(DEADLINE_S)
+            told = not waiter.is_alive()
+            waiter.join()
+        assert told
+        assert seen.hit_chunks == 0
