@@ -250,7 +250,7 @@ def test_errors_of_checksums(client: FlaskClient, body: dict[str, Any], status: 
     assert (answer.status_code, answer.get_json()) == (status, {"detail": detail})
 
 
-@pytest.mark.parametrize("path", ["/nope", "/status/", "/STATUS", "/l2/adapters", "/metrics/reset", "/docs"])
+@pytest.mark.parametrize("path", ["/nope", "/status/", "/STATUS", "/l2/adapters/x", "/metrics/reset", "/docs"])
 def test_unknown_paths(client: FlaskClient, path: str) -> None:
     answer = client.get(path)
 
