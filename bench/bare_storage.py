@@ -11,7 +11,9 @@ import xxhash
 
 from bench.storage import MIB, key
 from engine.l2.base import L2Adapter
+from engine.l2.catalog import Form
 from engine.l2.record import HEADER_BYTES, Verdict, make_header, verify
+from engine.l2.tier import Outcome, Tier
 
 FINGERPRINT = b"layout of bench "
 
@@ -47,6 +49,28 @@ class Records:
 
     def drop(self, number: int) -> None:
         assert self._adapter.delete(key(number))
+
+
+class ThroughTier:
+    """An adapter with all that the engine keeps around it: catalog, breaker, order of operations, counters."""
+
+    _FORM = Form(FINGERPRINT, 0)
+
+    def __init__(self, tier: Tier) -> None:
+        self._tier = tier
+
+    def store(self, number: int, payload: memoryview) -> None:
+        self._tier.store(key(number), self._FORM, payload)
+
+    def find(self, number: int) -> bool:
+        return self._tier.may_have(key(number), (FINGERPRINT,))
+
+    def load(self, number: int, into: memoryview) -> None:
+        loaded = self._tier.load(key(number), FINGERPRINT, into)
+        assert loaded.outcome is Outcome.LOADED, f"object {number} is {loaded}"
+
+    def drop(self, number: int) -> None:
+        assert self._tier.delete(key(number))
 
 
 class PlainFiles:

@@ -13,15 +13,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import redis
+from prometheus_client import CollectorRegistry
 
-from bench.bare_storage import BareObstore, BareRedis, PlainBytes, PlainFiles, PlainMapping, Records, Storage
+from bench.bare_storage import (
+    BareObstore,
+    BareRedis,
+    PlainBytes,
+    PlainFiles,
+    PlainMapping,
+    Records,
+    Storage,
+    ThroughTier,
+)
 from bench.report import Row, interleave
 from bench.storage import MIB, Crew, file_system_of, key, pages, switching_as_in_the_engine
+from engine.l1.eviction import LRU
+from engine.l2.catalog import Catalog
 from engine.l2.dax.slots import PAGE
 from engine.l2.dax_adapter import DaxAdapter, DaxConfig
 from engine.l2.fs_adapter import FsAdapter, FsConfig
 from engine.l2.memory_adapter import MemoryAdapter, MemoryConfig
+from engine.l2.metrics import TierMetrics
 from engine.l2.redis_adapter import RedisAdapter, RedisConfig
+from engine.l2.spec import read_spec
+from engine.l2.tier import Tier
 from tests.conformance.s3_servers import Rclone
 from tests.stack import RedisServer, embedded_redis_binary
 
@@ -146,11 +161,21 @@ def pairs(directory: Path) -> Iterator[list[Pair]]:
     with contextlib.ExitStack() as stack:
         yield [
             Pair(disk, Records(fs), files, "plain files, xxh3-128", 25, FS_LIMIT),
+            Pair(f"{disk}, its tier", ThroughTier(_tier(directory / "tier", stack)), files, "plain files, xxh3-128", 9),
             Pair("memory", Records(MemoryAdapter(MemoryConfig())), PlainBytes(), "plain copy, xxh3-128", 9),
             *(_dax_pair(directory, stack, size_mib) for size_mib in SIZES_MIB),
             _redis_pair(directory, stack),
             _s3_pair(directory, stack),
         ]
+
+
+def _tier(directory: Path, stack: contextlib.ExitStack) -> Tier:
+    catalog, counters = Catalog(LRU()), TierMetrics(CollectorRegistry()).of("fs", 0)
+    tier = Tier(0, read_spec({"type": "fs", "base_path": str(directory)}), catalog, counters)
+    tier.open()
+    stack.callback(tier.close)
+    tier.take_scan()
+    return tier
 
 
 def _dax_pair(directory: Path, stack: contextlib.ExitStack, size_mib: int) -> Pair:
