@@ -33,6 +33,8 @@ from engine.object_key import ObjectKey, key_to_json
 logger = logging.getLogger(__name__)
 
 GIGABYTE = 1e9
+#: A key that no object has: no chunk hashes to nothing but zeros.
+NOBODYS_KEY = ObjectKey(bytes(32), "probe", 0)
 #: Most quarantined objects that are remembered for people.
 MAX_REMEMBERED = 64
 
@@ -248,6 +250,12 @@ class Tier:
             if not number:
                 self.breaker.succeeded()
             yield stored
+
+    def probe(self) -> None:
+        """Asks for an object that nobody has, so that the breaker learns of the storage. Raises OSError."""
+        with self._counted("exists") as call:
+            if not self.adapter.exists(NOBODYS_KEY):
+                call.outcome = "miss"
 
     @property
     def capacity_bytes(self) -> int | None:

@@ -1,7 +1,8 @@
 """What a tier needs done to it now and then, in a thread of its own: a storage that hangs holds up nobody else.
 
 The catalog is read from the storage at start, and again after a failure until it is complete; then the storage is
-asked about itself, for people and for eviction.
+asked about itself, for people and for eviction. A breaker whose pause is over waits for the next call to probe the
+storage; where none comes, the probe is made here, so that a server without traffic gets healthy again.
 """
 
 import logging
@@ -24,6 +25,7 @@ class TierCare:
         self._tier, self._threads, self._refreshed = tier, threads, refreshed
         self._pause_s, self._scan_at = INTERVAL_S, 0.0
         self._thread: PeriodicThread | None = None
+        self._waits_for_probe = False
 
     def start(self) -> None:
         """Begins with the scan, at once."""
@@ -39,6 +41,7 @@ class TierCare:
         tier, now = self._tier, time.monotonic()
         said = None
         try:
+            self._probe_if_nobody_does()
             tier.refresh()
             self._refreshed(tier)
             if not tier.catalog.complete and now >= self._scan_at:
@@ -46,6 +49,12 @@ class TierCare:
         except OSError as error:
             return f"{type(error).__name__}: {error}"
         return said
+
+    def _probe_if_nobody_does(self) -> None:
+        """Only what was half-open a turn ago too: traffic is the better probe. Raises OSError."""
+        waited, self._waits_for_probe = self._waits_for_probe, self._tier.breaker.state == "half_open"
+        if waited and self._waits_for_probe:
+            self._tier.probe()
 
     def _scan(self) -> str:
         tier, started = self._tier, time.monotonic()

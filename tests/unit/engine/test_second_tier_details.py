@@ -3,14 +3,17 @@
 import pytest
 
 from engine.kv_layout import KVGroup
+from engine.l2.fault_adapter import Faults
 from engine.l2.metrics import GAUGES
 from engine.l2.tier import Tier
 from engine.object_key import ObjectKey
 from tests.unit.device.test_block_copies import opened
 from tests.unit.engine.engine_client import CHUNK, OBJECT_BYTES, fill, request, started
 from tests.unit.engine.test_second_tier import (
+    FAULTY,
     MEMORY,
     engine_with,
+    faults_of,
     looked_up,
     stored_then_forgotten,
     with_l2,
@@ -48,6 +51,27 @@ def test_a_listener_hears_of_each_object_that_is_deleted_and_of_no_other() -> No
 
         assert heard == keys[:3]
         assert len(tier.catalog) == 1
+
+
+def test_a_breaker_closes_without_traffic_and_a_probe_that_fails_keeps_it_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("engine.movement.care.INTERVAL_S", 0.05)
+    monkeypatch.setattr("engine.l2.breaker.FIRST_PAUSE_S", 0.1)
+    with engine_with(FAULTY) as engine:
+        stored_then_forgotten(engine, 3)
+        tier = engine.l2.tiers[0]
+        faults_of(engine).set_faults(Faults(error_rate=1))
+        for attempt in range(3):
+            assert looked_up(engine, 3, f"failing {attempt}") == 0
+        failed_probes = tier.counters.calls["exists", "fault"]
+        wait_for(lambda: failed_probes._value.get() >= 2, 5, "probes that fail")
+        assert not engine.status()["is_healthy"]
+
+        faults_of(engine).set_faults(Faults())
+
+        wait_for(lambda: engine.status()["is_healthy"], 5, "health without traffic")
+        assert tier.breaker.state == "closed"
 
 
 def test_every_series_of_an_adapter_is_there_from_the_start_and_tells_what_happened() -> None:
