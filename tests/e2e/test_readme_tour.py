@@ -1,9 +1,9 @@
 """The README's tour, command by command, answers what the README shows."""
 
+import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,10 +15,19 @@ BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SOON_S = 5.0
 
 
-def tour() -> list[tuple[str, str]]:
-    """The commands of the README's console blocks in order, each with the output it is followed by."""
+SECOND_TOUR = "## Kept beyond memory"
+
+
+def tours() -> list[list[tuple[str, str]]]:
+    """The two tours of the README: without storage behind the cache, and with it."""
+    first, _, second = (ROOT / "README.md").read_text().partition(SECOND_TOUR)
+    return [steps_of(first), steps_of(second)]
+
+
+def steps_of(text: str) -> list[tuple[str, str]]:
+    """The commands of the console blocks in order, each with the output it is followed by."""
     steps = []
-    for block in BLOCK.findall((ROOT / "README.md").read_text()):
+    for block in BLOCK.findall(text):
         for part in block.split("$ ")[1:]:
             command, _, output = part.partition("\n")
             steps.append((command, output.strip()))
@@ -38,21 +47,27 @@ def redis_cli() -> str:
     return str(Path(server).with_name("redis-cli"))
 
 
-@pytest.fixture
-def touring_larder(tmp_path: Path) -> Iterator[Larder]:
+def test_the_tour_answers_as_shown(tmp_path: Path, redis_cli: str) -> None:
     with Larder(tmp_path / "larder", log_level="WARNING") as larder:
-        yield larder
+        take(tours()[0], larder, redis_cli)
 
 
-def test_the_tour_answers_as_shown(touring_larder: Larder, redis_cli: str) -> None:
+def test_the_tour_with_storage_answers_as_shown(tmp_path: Path, redis_cli: str) -> None:
+    adapter = json.dumps({"type": "fs", "base_path": str(tmp_path / "kv")})
+    with Larder(tmp_path / "larder", log_level="WARNING", l2_adapter=adapter) as larder:
+        take(tours()[1], larder, redis_cli)
+
+
+def take(tour: list[tuple[str, str]], touring_larder: Larder, redis_cli: str) -> None:
+    """Runs the commands; each has to answer as shown, soon."""
     here = {
         "localhost:8080": touring_larder.url.removeprefix("http://"),
         ".venv/bin/python -m demo.tour": f"{sys.executable} -m demo.tour tcp://127.0.0.1:{touring_larder.port}",
         "redis-cli -p 6380": f"{redis_cli} -p {touring_larder.settings['redis_port']}",
     }
-    assert len(tour()) >= 8
+    assert len(tour) >= 8
 
-    for command, shown in tour():
+    for command, shown in tour:
         line = command
         for there, replacement in here.items():
             line = line.replace(there, replacement)
