@@ -180,6 +180,14 @@ class L2Load:
             os.kill(self.processes[number].pid, signal.SIGTERM)
         wait_for(lambda: all(self._lines(n)[-1] == "idle\n" for n in alive), START_TIMEOUT_S, "all clients are idle")
 
+    def kill(self, number: int) -> None:
+        """kill -9 for one client; its KV memory, which nobody else may remove, goes too."""
+        process = self.processes[number]
+        process.kill()
+        process.wait()
+        for segment in Path("/dev/shm").glob(f"lmcache_kv_{process.pid}_*"):
+            segment.unlink()
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
