@@ -11,7 +11,6 @@ from collections.abc import Callable
 from flask import Flask, Response, g, request
 from prometheus_client import CollectorRegistry, Counter
 
-from app.errors import current_policy
 from app.policy import Level
 from contract.errors import RedisAway
 from contract.masking import mask_query
@@ -79,6 +78,11 @@ class AuditTrail:
                 self._count_lost(len(batch))
 
 
+def leave_out() -> None:
+    """No note of this request: it changed nothing, and its like come often enough to push the others out."""
+    g.larder_unnoted = True
+
+
 def install(app: Flask, write: Callable[[list[Entry]], None], registry: CollectorRegistry) -> AuditTrail:
     """Notes every admin request of the app from here on. The caller closes the trail."""
     lost = Counter("larder_audit_lost", "Admin actions that could not be noted in the audit stream", registry=registry)
@@ -86,9 +90,9 @@ def install(app: Flask, write: Callable[[list[Entry]], None], registry: Collecto
 
     @app.after_request
     def note_admin_action(response: Response) -> Response:
-        route_policy = current_policy()
         caller = g.get("larder_caller")
-        if route_policy is not None and route_policy.level is Level.ADMIN and caller is not None:
+        is_action = g.get("larder_level") is Level.ADMIN and "larder_unnoted" not in g
+        if is_action and caller is not None:
             trail.note(
                 {
                     "action": f"{request.method} {request.path}"[:MAX_TEXT],

@@ -13,6 +13,7 @@ from flask import Blueprint, request
 from marshmallow import validate
 from marshmallow.fields import Field
 
+from app import audit
 from app.backend import Backend, current_backend
 from app.errors import RouteError
 from app.policy import DETAIL, Level, policy
@@ -77,6 +78,7 @@ def poll(request_id: str, wait: int) -> dict[str, Any]:
     if job is None:
         raise RouteError(404, NOT_FOUND)
     if not job.has_ended:
+        audit.leave_out()
         return {"status": "pending"}
     result: dict[str, Any] = {"status": COMPLETED, "found_keys": job.found_keys, "total_keys": job.total_keys}
     return result if job.status == COMPLETED else {**result, "outcome": job.status, "error": job.error}

@@ -167,6 +167,16 @@ def test_a_pending_job_is_pending_as_often_as_asked(client: FlaskClient, backend
         assert [answer_of(client.get(path)) for _ in range(2)] == [(200, PENDING)] * 2
 
 
+def test_polls_that_find_nothing_do_not_fill_the_audit_stream(client: FlaskClient, backend: MemoryBackend) -> None:
+    pending, over = keep(backend, status="running"), keep(backend, status="completed")
+
+    for request_id in (pending, over):
+        client.get(f"/l2/prefetch/{request_id}")
+
+    wait_for(lambda: backend.audit, 10, "the action is noted")
+    assert [entry["action"] for entry in backend.audit] == [f"GET /l2/prefetch/{over}"]
+
+
 @pytest.mark.parametrize(
     ("status", "more"),
     [
