@@ -4,7 +4,8 @@ why       when                                        what goes                 
 --------  ------------------------------------------  ---------------------------------  --------------------------
 quota     IsolatedLRU, a salt above its limit         the salt's oldest                  its limit
 capacity  used > capacity x trigger_watermark         the policy's order                 that x (1 - eviction_ratio)
-full      a write found no room (`storage_full`)      the policy's order                 eviction_ratio of used less
+full      writes found no room (`storage_full`)       the policy's order                 eviction_ratio of used less, or
+                                                                                         room for all of them
 
 Each adapter has a loop of its own, so that a hanging one holds up nobody else. A loop works in passes of two seconds at
 most; what is left is the next one's. An object that is being read or written is passed over. A storage that cannot be
@@ -34,7 +35,7 @@ PASS_S = 2.0
 SLICE = 256
 #: A storage that refuses this many deletes in a row is left alone until the next pass.
 MAX_REFUSALS_IN_A_ROW = 64
-#: Writes that fail for want of room this soon after room was made began before.
+#: A write that fails for want of room this soon after more was made than had been asked for may have begun before.
 SETTLING_S = 0.25
 
 Rows = Sequence[tuple[ObjectKey, int]]
@@ -66,9 +67,15 @@ class L2Eviction:
             loop.stop(max(0.0, deadline - time.monotonic()))
 
     def wake(self) -> None:
-        """Quotas changed, or a storage may have come above its watermark: all loops look at once."""
+        """Quotas changed: all loops look at once."""
         for loop in self._loops.values():
             loop.wake()
+
+    def stored(self, tier: Tier) -> None:
+        """An object was written: the next pass begins at once if that took the storage above its watermark."""
+        evictor = self._evictors.get(tier.label)
+        if evictor is not None and evictor.should_look() and tier.label in self._loops:
+            self._loops[tier.label].wake()
 
     def storage_full(self, tier: Tier, nbytes: int) -> None:
         """A write of `nbytes` found no room: the next pass makes some, whatever the storage says of its capacity."""
@@ -93,21 +100,30 @@ class TierEvictor:
         self._isolates = tier.spec.eviction.eviction_policy == IsolatedLRU.name
         self._lock = threading.Lock()
         self._room_wanted = 0
-        self._made_room_at = float("-inf")
         #: Bytes in use to come down to after a write found no room; None when there is nothing to make up for.
         self._room_goal: int | None = None
+        #: Bytes freed, or about to be, beyond what was asked for; counts until a moment after they were freed.
+        self._room_to_spare = 0
+        self._made_room_at = float("-inf")
         self._draining = False
         self._complaint = ""
         #: Whether the last pass ran out of time.
         self.has_more_to_do = False
 
+    def should_look(self) -> bool:
+        """Whether the storage is above its watermark, and the last pass met nothing that only time can help."""
+        trigger = self._trigger_bytes()
+        return trigger is not None and self._tier.catalog.bytes_used > trigger and not self._complaint
+
     def ask_for_room(self, nbytes: int) -> bool:
-        """Has the next pass free at least `nbytes`; False while room is being made, or was just now."""
+        """Has the next pass free `nbytes` more; False when as much is being freed already, or was just now."""
         with self._lock:
-            if self._room_goal is not None or self._clock() - self._made_room_at < SETTLING_S:
-                return False
-            self._room_wanted = max(self._room_wanted, nbytes)
-            return True
+            if self._room_goal is None and self._clock() - self._made_room_at >= SETTLING_S:
+                self._room_to_spare = 0
+            spared = min(nbytes, self._room_to_spare)
+            self._room_to_spare -= spared
+            self._room_wanted += nbytes - spared
+            return spared < nbytes
 
     def run_pass(self) -> str | None:
         """One pass; returns what it did, None when there was nothing to do. Takes PASS_S and one call at most."""
@@ -171,20 +187,27 @@ class TierEvictor:
 
     def _goal(self) -> int | None:
         """Bytes in use to come down to, None when there is room enough."""
-        eviction, used = self._tier.spec.eviction, self._tier.catalog.bytes_used
-        capacity = self._tier.capacity_bytes
-        goals = []
-        if capacity is not None:
-            trigger = int(capacity * eviction.trigger_watermark)
-            target = int(trigger * (1 - eviction.eviction_ratio))
+        ratio, used = self._tier.spec.eviction.eviction_ratio, self._tier.catalog.bytes_used
+        trigger, goals = self._trigger_bytes(), []
+        if trigger is not None:
+            target = int(trigger * (1 - ratio))
             self._draining = used > (target if self._draining else trigger)
             goals += [target] if self._draining else []
         with self._lock:
             wanted, self._room_wanted = self._room_wanted, 0
-            if wanted:
-                self._room_goal = max(0, used - max(wanted, int(used * eviction.eviction_ratio)))
+            if wanted and self._room_goal is None:
+                freed = max(wanted, int(used * ratio))
+                self._room_to_spare += freed - wanted
+                self._room_goal = max(0, used - freed)
+            elif self._room_goal is not None:
+                self._room_goal = max(0, min(used, self._room_goal) - wanted)
             goals += [] if self._room_goal is None else [self._room_goal]
         return min(goals, default=None)
+
+    def _trigger_bytes(self) -> int | None:
+        """Bytes in use above which eviction begins; None when the capacity is not known."""
+        capacity = self._tier.capacity_bytes
+        return None if capacity is None else int(capacity * self._tier.spec.eviction.trigger_watermark)
 
     def _complain(self, kind: str, complaint: str) -> None:
         """Once when something begins to be wrong, and once when it is over."""

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from engine.config import EngineConfig
@@ -91,7 +92,12 @@ class SecondTier:
         dirty_bytes = config.write_back_max_bytes or pool_bytes // 4
         queues = [
             WriteQueue(
-                tier, l1, segment, dirty_bytes // len(self.tiers), stored=self._stored, full=self.eviction.storage_full
+                tier,
+                l1,
+                segment,
+                dirty_bytes // len(self.tiers),
+                stored=partial(self._stored, tier),
+                full=self.eviction.storage_full,
             )
             for tier in self.tiers
         ]
@@ -196,7 +202,8 @@ class SecondTier:
             for key in reversed(keys):
                 tier.catalog.used(key)
 
-    def _stored(self, entry: Entry) -> None:
+    def _stored(self, tier: Tier, entry: Entry) -> None:
+        self.eviction.stored(tier)
         if self._config.l2_store_policy == "skip_l1":
             self._l1.drop_written([entry])
 

@@ -7,87 +7,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry
 
-from engine.l1.eviction import IsolatedLRU, make_policy
 from engine.l1.quota import QuotaTable
 from engine.l2.base import ConnectionFault, StorageFull
-from engine.l2.catalog import Catalog, Form
-from engine.l2.fault_adapter import FaultAdapter, Faults
 from engine.l2.fs_adapter import FsAdapter
-from engine.l2.metrics import TierMetrics
-from engine.l2.record import HEADER_BYTES
-from engine.l2.spec import read_spec
-from engine.l2.tier import Tier
-from engine.movement.l2_eviction import MAX_REFUSALS_IN_A_ROW, PASS_S, SETTLING_S, SLICE, L2Eviction, TierEvictor
+from engine.movement import l2_eviction
+from engine.movement.l2_eviction import MAX_REFUSALS_IN_A_ROW, PASS_S, SETTLING_S, SLICE, L2Eviction
 from engine.object_key import ObjectKey
 from engine.periodic import PeriodicThreads
+from tests.unit.engine.l2_world import SALTS, SIZE, World, isolated, key, keys, loaded
 from tests.waiting import wait_for
-
-FORM = Form(b"f" * 16, 0)
-#: Stored bytes of one small object.
-SIZE = HEADER_BYTES + 100
-SALTS = ("", "alice", "bob")
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class World:
-    """One adapter, its evictor and a clock."""
-
-    def __init__(self, quotas: QuotaTable | None = None, index: int = 0, **spec: object) -> None:
-        self.quotas = quotas or loaded({})
-        given_spec = {"type": "memory", **spec}
-        checked = read_spec(given_spec)
-        policy = make_policy(checked.eviction.eviction_policy, self.quotas.limit_of, 0)
-        counters = TierMetrics(CollectorRegistry()).of(checked.type_name, index)
-        self.tier = Tier(index, checked, Catalog(policy), counters)
-        self.tier.open()
-        self.tier.refresh()
-        if isinstance(policy, IsolatedLRU):
-            policy.capacity = self.tier.capacity_bytes or 0
-        self.clock = Clock()
-        self.evictor = TierEvictor(self.tier, self.quotas, lambda: False, self.clock)
-
-    def put(self, *keys: ObjectKey, payload_bytes: int = 100) -> None:
-        for key in keys:
-            self.tier.store(key, FORM, memoryview(bytearray(payload_bytes)))
-
-    def left(self) -> list[ObjectKey]:
-        """What is stored, in the order in which it would go."""
-        listed = [key for key, _ in self.tier.catalog.oldest(0, 10_000)]
-        assert {stored.key for stored in self.tier.adapter.scan()} == set(self.tier.catalog.keys())
-        return listed
-
-    def fault(self, **rates: float) -> None:
-        assert isinstance(self.tier.adapter, FaultAdapter)
-        self.tier.adapter.set_faults(Faults(**rates))
-
-
-def loaded(limits: dict[str, int]) -> QuotaTable:
-    quotas = QuotaTable()
-    quotas.load(limits)
-    return quotas
-
-
-def key(number: int, salt: str = "") -> ObjectKey:
-    return ObjectKey(number.to_bytes(4, "big"), "model", 16777472, 0, salt)
-
-
-def keys(count: int, salt: str = "", start: int = 0) -> list[ObjectKey]:
-    return [key(number, salt) for number in range(start, start + count)]
-
-
-def isolated(trigger: float = 0.8, ratio: float = 0.2) -> dict[str, object]:
-    return {"eviction_policy": "IsolatedLRU", "trigger_watermark": trigger, "eviction_ratio": ratio}
 
 
 def test_above_the_watermark_the_oldest_go_down_to_the_target() -> None:
@@ -185,17 +114,23 @@ def test_above_the_watermark_the_salt_furthest_over_its_share_gives_first() -> N
 
 def test_a_write_that_found_no_room_gets_some_whatever_the_capacity_is_said_to_be() -> None:
     world = World()
-    world.put(*keys(10))
+    world.put(*keys(20))
 
-    assert world.evictor.ask_for_room(10)
+    assert world.evictor.ask_for_room(SIZE)
     world.evictor.run_pass()
-    assert world.left() == keys(8, start=2)
+    assert world.left() == keys(16, start=4)
 
-    assert not world.evictor.ask_for_room(10), "a write that began before room was made says nothing"
+    assert not world.evictor.ask_for_room(3 * SIZE), "there is room to spare for this one, which began before"
+    assert world.evictor.ask_for_room(SIZE), "and none for the next"
+    world.evictor.run_pass()
+    assert world.left() == keys(12, start=8)
+
     world.clock.now += SETTLING_S
-    assert world.evictor.ask_for_room(3 * SIZE)
+    assert world.evictor.ask_for_room(4 * SIZE)
+    assert world.evictor.ask_for_room(SIZE), "room for each of those that found none"
     world.evictor.run_pass()
-    assert world.left() == keys(5, start=5)
+    assert world.left() == keys(7, start=13)
+    assert world.evictor.run_pass() is None
 
 
 def test_a_storage_that_is_full_takes_objects_again_after_a_pass() -> None:
@@ -225,12 +160,12 @@ def test_a_storage_that_cannot_be_reached_ends_the_pass_and_the_next_one_goes_on
         assert "cannot be reached" in said
     assert world.tier.breaker.state == "open"
     assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 1
-    assert world.evictor.ask_for_room(SIZE) is False
+    world.evictor.ask_for_room(SIZE)
 
     world.fault()
     world.tier.breaker.succeeded()
     world.evictor.run_pass()
-    assert world.left() == keys(5, start=5)
+    assert world.left() == keys(4, start=6)
 
 
 def test_an_object_that_the_storage_refuses_to_delete_does_not_keep_the_others(tmp_path: Path) -> None:
@@ -346,6 +281,34 @@ def test_a_full_storage_is_brought_down_without_waiting_for_the_next_round() -> 
         wait_for(lambda: len(world.left()) == 8, 10, "room is made")
 
 
+def test_a_write_that_takes_the_storage_above_its_watermark_is_followed_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(l2_eviction, "INTERVAL_S", 3600.0)
+    world = World(max_bytes=10 * SIZE)
+    with running(world) as eviction:
+        world.put(*keys(8))
+        eviction.stored(world.tier)
+        assert len(world.left()) == 8
+        world.put(key(8))
+        eviction.stored(world.tier)
+        wait_for(lambda: world.left() == keys(6, start=3), 10, "the oldest go")
+
+
+def test_what_only_time_can_help_is_not_tried_with_every_write() -> None:
+    world = World(max_bytes=10 * SIZE)
+    world.put(*keys(9))
+    assert world.evictor.should_look()
+    with ExitStack() as in_use:
+        for held in keys(9):
+            in_use.enter_context(world.tier.calls.reading(held))
+        world.evictor.run_pass()
+        assert not world.evictor.should_look()
+    world.evictor.run_pass()
+    world.put(*keys(9))
+    assert world.evictor.should_look()
+
+
 def test_an_adapter_that_evicts_nothing_has_no_loop() -> None:
     world = World(eviction={"eviction_policy": "noop"})
     world.put(*keys(3))
@@ -353,6 +316,7 @@ def test_an_adapter_that_evicts_nothing_has_no_loop() -> None:
     with running(world) as eviction:
         assert threading.active_count() == before
         eviction.wake()
+        eviction.stored(world.tier)
         eviction.storage_full(world.tier, SIZE)
     assert len(world.tier.catalog) == 3
 
@@ -369,107 +333,6 @@ def test_a_fault_adapter_that_loses_answers_leaves_catalog_and_storage_in_agreem
             break
 
     assert world.left() == keys(10, start=30)
-
-
-# ---- against a model
-
-objects = st.lists(st.tuples(st.sampled_from(SALTS), st.integers(0, 7), st.integers(1, 5)), min_size=1, max_size=40)
-chosen = st.sets(st.tuples(st.sampled_from(SALTS), st.integers(0, 7)), max_size=12)
-
-
-class Model:
-    """What is stored, oldest first, and what each rule lets go of, by the letter."""
-
-    def __init__(self, busy: set[ObjectKey]) -> None:
-        self.sizes: dict[ObjectKey, int] = {}
-        self.busy = busy
-
-    def put(self, stored: ObjectKey, size: int) -> None:
-        self.sizes.pop(stored, None)
-        self.sizes[stored] = size
-
-    def use(self, stored: ObjectKey) -> None:
-        if stored in self.sizes:
-            self.sizes[stored] = self.sizes.pop(stored)
-
-    def used(self, salt: str | None = None) -> int:
-        return sum(size for stored, size in self.sizes.items() if salt in (None, stored.cache_salt))
-
-    def bring_down(self, goal: int, salt: str | None = None) -> None:
-        for stored in list(self.sizes):
-            if self.used(salt) <= goal:
-                return
-            if salt in (None, stored.cache_salt) and stored not in self.busy:
-                del self.sizes[stored]
-
-
-@given(objects, chosen, chosen, st.dictionaries(st.sampled_from(SALTS), st.integers(0, 30)), st.integers(10, 60))
-def test_one_pass_does_what_the_rules_say(
-    stored: list[tuple[str, int, int]],
-    used: set[tuple[str, int]],
-    busy: set[tuple[str, int]],
-    limits: dict[str, int],
-    capacity: int,
-) -> None:
-    quotas = loaded({salt: limit * SIZE for salt, limit in limits.items()})
-    isolating = World(quotas, eviction=isolated(0.5, 0.5))
-    plain = World(eviction={"trigger_watermark": 0.5, "eviction_ratio": 0.5})
-    model, plain_model = (Model({key(number, salt) for salt, number in busy}) for _ in range(2))
-    for salt, number, units in stored:
-        for world, expected in ((isolating, model), (plain, plain_model)):
-            world.put(key(number, salt), payload_bytes=units * SIZE - HEADER_BYTES)
-            expected.put(key(number, salt), units * SIZE)
-    for salt, number in sorted(used):
-        for world, expected in ((isolating, model), (plain, plain_model)):
-            world.tier.catalog.used(key(number, salt))
-            expected.use(key(number, salt))
-
-    plain.tier._capacity_bytes = capacity * SIZE
-    with ExitStack() as in_use:
-        for world in (isolating, plain):
-            for held in model.busy:
-                in_use.enter_context(world.tier.calls.reading(held))
-            world.evictor.run_pass()
-
-    for salt in SALTS:
-        model.bring_down(quotas.limit_of(salt), salt)
-    assert {left: world_size(isolating, left) for left in isolating.left()} == model.sizes
-    if plain_model.used() > int(capacity * SIZE * 0.5):
-        plain_model.bring_down(int(int(capacity * SIZE * 0.5) * 0.5))
-    assert plain.left() == list(plain_model.sizes)
-
-
-def world_size(world: World, stored: ObjectKey) -> int | None:
-    return world.tier.catalog.size_of(stored)
-
-
-@given(objects, chosen, st.integers(5, 40))
-def test_under_isolation_a_full_storage_comes_down_to_its_target_with_each_salts_newest(
-    stored: list[tuple[str, int, int]], busy: set[tuple[str, int]], capacity: int
-) -> None:
-    world = World(loaded(dict.fromkeys(SALTS, 1000 * SIZE)), eviction=isolated(0.5, 0.5))
-    world.tier._capacity_bytes = capacity * SIZE
-    for salt, number, units in stored:
-        world.put(key(number, salt), payload_bytes=units * SIZE - HEADER_BYTES)
-    before = world.left()
-    held = {key(number, salt) for salt, number in busy}
-    trigger, catalog = int(capacity * SIZE * 0.5), world.tier.catalog
-    full = catalog.bytes_used > trigger
-    with ExitStack() as in_use:
-        for reader in held:
-            in_use.enter_context(world.tier.calls.reading(reader))
-        world.evictor.run_pass()
-
-    left = set(world.left())
-    assert held & set(before) <= left
-    if not full:
-        assert left == set(before)
-    elif left - held:
-        assert catalog.bytes_used <= trigger * 0.5
-    for salt in SALTS:
-        order = [found for found in before if found.cache_salt == salt and found not in held]
-        kept = [found in left for found in order]
-        assert kept == sorted(kept), "a newer object went before an older one of its salt"
 
 
 def test_a_connection_fault_in_the_middle_of_a_quota_is_made_up_for_by_the_next_pass() -> None:
