@@ -71,7 +71,7 @@ def _change(tier: Tier, operation: str, fields: Mapping[str, object]) -> Reconfi
 
 
 def _learn(tier: Tier, deleted: Sequence[ObjectKey], found: Sequence[Stored]) -> None:
-    """Has the catalog agree with the storage again; what was written or deleted meanwhile is looked at as it is now."""
+    """Has what is known of the storage agree with it; what was written or deleted meanwhile counts as it is now."""
     for key in deleted:
         try:
             with tier.calls.changing(key):
@@ -88,3 +88,7 @@ def _learn(tier: Tier, deleted: Sequence[ObjectKey], found: Sequence[Stored]) ->
                     tier.catalog.add(stored.key, stored.size)
         except ConnectionFault as error:
             logger.warning("L2 adapter %s: the catalog did not learn of a found object: %s", tier.label, error)
+    try:
+        tier.refresh()
+    except OSError as error:
+        logger.warning("L2 adapter %s: it does not tell about itself: %s", tier.label, error)

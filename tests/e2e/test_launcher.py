@@ -1,5 +1,6 @@
 """./larder server: everything up, what dies comes back, nothing is left; and what stops a start."""
 
+import json
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.stack import ROOT, Larder, RedisServer, answers, free_port
@@ -151,6 +153,18 @@ def test_children_end_with_a_killed_launcher(larder: Larder) -> None:
     larder.kill()
 
     wait_for(lambda: not any(exists(pid) for pid in children.values()), 30, "all children are gone")
+
+
+def test_the_engine_gets_the_adapters_and_the_web_tier_does_not(tmp_path: Path) -> None:
+    adapter = {"type": "fs", "base_path": str(tmp_path / "objects")}
+    with Larder(tmp_path / "larder", l2_adapter=json.dumps(adapter)) as larder:
+        family = psutil.Process(larder.pid).children(recursive=True)
+
+        assert larder.http("GET", "/l2/adapters").json()["adapters"][0]["type_name"] == "fs"
+        assert psutil.Process(larder.engine_pid()).environ()["LARDER_L2_ADAPTER"] == json.dumps([adapter])
+        web = [child for child in family if "gunicorn" in child.cmdline()]
+        assert web
+        assert not any("LARDER_L2_ADAPTER" in child.environ() for child in web)
 
 
 def test_a_stop_during_the_start_leaves_nothing(tmp_path: Path) -> None:

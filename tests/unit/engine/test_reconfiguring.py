@@ -175,6 +175,7 @@ def test_what_an_added_device_still_holds_is_known(dax: Tier, tmp_path: Path) ->
 
     assert dax.catalog.size_of(KEYS[3]) == 5
     assert agrees(dax)
+    assert dax.capacity_bytes == 8 * (SLOT - 4096)
 
 
 def test_the_catalog_learns_what_was_deleted_before_a_refusal(dax: Tier, tmp_path: Path) -> None:
