@@ -33,6 +33,8 @@ SUBMITTED, RUNNING, COMPLETED, FAILED, CANCELLED = "submitted", "running", "comp
 STATES = (SUBMITTED, RUNNING, COMPLETED, FAILED, CANCELLED)
 ENDED = (COMPLETED, FAILED, CANCELLED)
 
+#: Records that are read in one round trip, at least.
+_PAGE = 100
 _REQUEST_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
 
@@ -258,19 +260,24 @@ class PrefetchStore:
         return cast(list[str], self._unfinished([self._keys.prefetch_jobs], [self._keys.prefetch("")]))
 
     def newest(self, limit: int) -> list[PrefetchJob]:
-        """The records, newest first."""
+        """The records, newest first. Ids of expired ones leave the list on the way."""
         found: list[PrefetchJob] = []
         start = 0
         while len(found) < limit:
-            ids = cast(list[str], self._client.zrevrange(self._keys.prefetch_jobs, start, start + limit - 1))
+            last = start + max(limit, _PAGE) - 1
+            ids = cast(list[str], self._client.zrevrange(self._keys.prefetch_jobs, start, last))
             if not ids:
                 break
             with self._client.pipeline(transaction=False) as pipeline:
                 for request_id in ids:
                     pipeline.hgetall(self._keys.prefetch(request_id))
-                jobs = [PrefetchJob.from_fields(fields) for fields in pipeline.execute()]
+                records = cast(list[dict[str, str]], pipeline.execute())
+            expired = [request_id for request_id, fields in zip(ids, records, strict=True) if not fields]
+            if expired:
+                self._client.zrem(self._keys.prefetch_jobs, *expired)
+            jobs = map(PrefetchJob.from_fields, records)
             found += [job for job in jobs if job is not None]
-            start += len(ids)
+            start += len(ids) - len(expired)
         return found[:limit]
 
     def _keys_of(self, request_id: str) -> list[str]:

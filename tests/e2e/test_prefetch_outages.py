@@ -67,9 +67,14 @@ def test_a_job_outlives_engines_that_are_killed_and_stopped(stack: PrefetchStack
 def test_a_job_is_cancelled_in_the_middle_and_the_next_ends_while_redis_is_away(stack: PrefetchStack) -> None:
     with stack.worker() as client:
         cancel_in_the_middle(stack)
+        fill_the_engine(stack)
         assert stack.web.http("POST", "/clear-cache").status == 200
         request_id = begin(stack)
         stack.redis.stop()
+        for method, path in (("GET", f"/l2/prefetch/{request_id}"), ("DELETE", f"/l2/prefetch/{request_id}")):
+            assert stack.web.http(method, path).status == 503
+        assert stack.post(stack.tokens).json()["detail"].startswith("Redis does not answer")
+        assert stack.web.http("GET", "/jobs/prefetch").status == 503
         wait_for(lambda: client.lookup(stack.tokens, "reader") == CHUNK * CHUNKS, 20, "all is loaded", every_s=0.2)
         client.end_session("reader")
         stack.redis.start()
@@ -92,3 +97,16 @@ def cancel_in_the_middle(stack: PrefetchStack) -> None:
     assert over.pop("found_keys") < CHUNKS
     assert over == {"status": "completed", "total_keys": CHUNKS, "outcome": "cancelled"}
     assert stack.poll(request_id).status == 404
+
+
+def fill_the_engine(stack: PrefetchStack) -> None:
+    """As many jobs as may run; one more is refused and leaves nothing."""
+    ids = []
+    while (answer := stack.post(stack.tokens)).status == 202:
+        ids.append(answer.json()["request_id"])
+        assert len(ids) <= 64
+    assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+    assert "prefetch jobs run already" in answer.json()["detail"]
+    assert {job.request_id for job in stack.store.newest(64)} == set(ids)
+    for request_id in ids:
+        assert stack.poll(request_id, 30).json()["status"] == "completed"

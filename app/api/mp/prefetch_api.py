@@ -12,6 +12,7 @@ from typing import Any
 from flask import Blueprint, request
 from marshmallow import validate
 from marshmallow.fields import Field
+from werkzeug.exceptions import MethodNotAllowed
 
 from app import audit
 from app.backend import Backend, current_backend
@@ -30,6 +31,7 @@ router = Blueprint("prefetch", __name__)
 MAX_WAIT_S = 30
 ASK_AGAIN_S = 0.1
 RETRY_AFTER_S = 60.0
+NOT_TO_BE_KEPT = {"Cache-Control": "no-store"}
 NOT_FOUND = "unknown prefetch request, or its result was taken already"
 
 
@@ -67,8 +69,10 @@ def submit(model_name: str, world_size: int, token_ids: TokenIds, cache_salt: st
 @router.get("/l2/prefetch/<request_id>")
 @policy(Level.ADMIN, DETAIL)
 @takes_query(PollQuery)
-def poll(request_id: str, wait: int) -> dict[str, Any]:
+def poll(request_id: str, wait: int) -> tuple[dict[str, Any], dict[str, str]]:
     """The result of a job that is over, once; `wait` is how many seconds the answer may take."""
+    if request.method == "HEAD":  # it would take the result away and show nothing
+        raise MethodNotAllowed(["GET", "DELETE"])
     backend = current_backend()
     backend.require_engine()
     job = _consume(backend, request_id)
@@ -79,9 +83,11 @@ def poll(request_id: str, wait: int) -> dict[str, Any]:
         raise RouteError(404, NOT_FOUND)
     if not job.has_ended:
         audit.leave_out()
-        return {"status": "pending"}
+        return {"status": "pending"}, NOT_TO_BE_KEPT
     result: dict[str, Any] = {"status": COMPLETED, "found_keys": job.found_keys, "total_keys": job.total_keys}
-    return result if job.status == COMPLETED else {**result, "outcome": job.status, "error": job.error}
+    if job.status != COMPLETED:
+        result |= {"outcome": job.status, "error": job.error}
+    return result, NOT_TO_BE_KEPT
 
 
 @router.delete("/l2/prefetch/<request_id>")

@@ -212,6 +212,14 @@ def test_without_an_engine_it_is_503(client: FlaskClient, backend: MemoryBackend
     assert answer_of(answer) == (503, {"detail": "engine not initialized"})
 
 
+def test_a_head_takes_no_result_away_and_nothing_keeps_one(client: FlaskClient, backend: MemoryBackend) -> None:
+    path = f"/l2/prefetch/{keep(backend, status='completed')}"
+
+    head = client.head(path)
+    assert (head.status_code, head.headers["Allow"]) == (405, "GET, DELETE")
+    assert client.get(path).headers["Cache-Control"] == "no-store"
+
+
 def test_a_poll_without_an_engine_consumes_nothing(client: FlaskClient, backend: MemoryBackend) -> None:
     engine, backend.engine = backend.engine, None
     path = f"/l2/prefetch/{keep(backend, status='completed')}"

@@ -238,6 +238,15 @@ def test_the_list_is_newest_first_and_passes_over_what_expired(client: redis.Red
 
     assert store.newest(2) == [jobs[4], jobs[2]]
     assert store.newest(100) == [jobs[4], jobs[2], jobs[1], jobs[0]]
+    assert client.zcard(KEYS.prefetch_jobs) == 4
+
+
+def test_a_long_list_is_read_in_pages(client: redis.Redis, store: PrefetchStore) -> None:
+    jobs = [submitted(store) for _ in range(230)]
+    client.delete(*(KEYS.prefetch(job.request_id) for job in jobs[30:225]))
+
+    assert store.newest(6) == [*jobs[:-6:-1], jobs[29]]
+    assert store.newest(230) == [*jobs[:-6:-1], *jobs[29::-1]]
 
 
 def test_the_unfinished_are_found_and_the_expired_leave_the_list(client: redis.Redis, store: PrefetchStore) -> None:
