@@ -22,6 +22,7 @@ from engine.l1.index import Entry
 from engine.l1.quota import QuotaTable
 from engine.l1.segment import SharedSegment
 from engine.l2.catalog import Catalog
+from engine.l2.deleting import delete_all
 from engine.l2.listing import Listings
 from engine.l2.metrics import TierGauges, TierMetrics
 from engine.l2.spec import read_spec
@@ -237,17 +238,13 @@ class SecondTier:
 
         A queued write of a key is called off. Raises NoL2Adapter, UnknownL2Adapter.
         """
-        tier, deleted = self.find(type_name), 0
+        tier = self.find(type_name)
         self.listings.forget(tier)
         wanted = dict.fromkeys(keys)
         for key in wanted:
             self.write_back.cancel(tier, key)
-        for key in wanted:
-            try:
-                deleted += not tier.surely_lacks(key) and tier.delete(key)
-            except OSError as error:
-                return DeleteResult(tier.type_name, deleted, str(error)[:500])
-        return DeleteResult(tier.type_name, deleted)
+        deleted, error = delete_all(tier.delete, (key for key in wanted if not tier.surely_lacks(key)))
+        return DeleteResult(tier.type_name, deleted, error[:500])
 
     def start_scrub(self, type_name: str | None) -> dict[str, object]:
         """Begins to check everything an adapter holds; see Scrub.start. Raises NoL2Adapter, UnknownL2Adapter."""
