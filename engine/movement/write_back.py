@@ -110,11 +110,14 @@ class WriteQueue:
             self._counters["present"].inc()
         elif self.tier.breaker.state == "open":
             self._counters["breaker_open"].inc()
-        elif self._closed or (self.dirty_bytes and self.dirty_bytes + entry.nbytes > self._max_bytes):
+        elif self._closed or self._is_full_for(entry.nbytes):
             self._counters["queue_full"].inc()
         else:
             return True
         return False
+
+    def _is_full_for(self, nbytes: int) -> bool:
+        return bool(self.dirty_bytes) and self.dirty_bytes + nbytes > self._max_bytes
 
     def put(self, entry: Entry, form: Form, pin: Pin) -> None:
         """Queues a pinned object; the pin is this queue's from now on."""
@@ -177,10 +180,13 @@ class WriteQueue:
             return None
 
     def _revive(self) -> None:
-        """Queues again what has waited long enough and is still in L1."""
+        """Queues again what has waited long enough and is still in L1, as far as there is room for dirty bytes."""
         while self._retries and self._retries[0][0] <= self._clock():
             write = heapq.heappop(self._retries)[2]
             if write.key in self._queued:
+                continue
+            if self._is_full_for(write.nbytes):
+                self._counters["queue_full"].inc()
                 continue
             pin = self._l1.hold([write.key], (write.form.fingerprint,))[0]
             if pin is None or pin.entries[0].missing != write.form.missing:
