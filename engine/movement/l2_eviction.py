@@ -24,13 +24,15 @@ from engine.l1.quota import QuotaTable
 from engine.l2.base import ConnectionFault
 from engine.l2.tier import Tier
 from engine.object_key import ObjectKey
-from engine.periodic import JOIN_TIMEOUT_S, PeriodicThread, PeriodicThreads
+from engine.periodic import PeriodicThread, PeriodicThreads
 
 logger = logging.getLogger(__name__)
 
 INTERVAL_S = 1.0
 #: Longest pass; also under the age at which a loop counts as stale.
 PASS_S = 2.0
+#: How long a stop waits for a delete that runs.
+STOP_TIMEOUT_S = 3.0
 #: Keys taken from the catalog at a time.
 SLICE = 256
 #: A storage that refuses this many deletes in a row is left alone until the next pass.
@@ -62,7 +64,7 @@ class L2Eviction:
     def stop(self) -> None:
         """Ends all loops; each ends its pass with the call that runs. One whose storage hangs is left behind."""
         self._stopping.set()
-        deadline = time.monotonic() + JOIN_TIMEOUT_S
+        deadline = time.monotonic() + STOP_TIMEOUT_S
         for loop in self._loops.values():
             loop.stop(max(0.0, deadline - time.monotonic()))
 
