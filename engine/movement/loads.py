@@ -214,8 +214,11 @@ class Loader:
                 load.running = True
                 self._running[tier.index] += 1
                 return True
-        self._finish(load, LoadEnd.ABANDONED, None)
-        return False
+            # Over at once, so that nobody joins it any more.
+            load.end = LoadEnd.ABANDONED
+            if self._loads.get(load.key) is load:
+                del self._loads[load.key]
+            return False
 
     def _end_step(self, tier: Tier, load: Load, end: LoadEnd, pin: Pin | None) -> None:
         """On to the next tier that may have it, or over."""
