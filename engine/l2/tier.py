@@ -121,7 +121,7 @@ class Tier:
 
     def load(self, key: ObjectKey, fingerprint: bytes, into: memoryview) -> Loaded:
         """Reads an object of the layout `fingerprint` into `into`; what is there means nothing unless it is LOADED."""
-        started = time.perf_counter()
+        started, was_known = time.perf_counter(), self.catalog.contains(key)
         with self.calls.reading(key):
             try:
                 header, data, stored_bytes = self._read(key, into)
@@ -129,20 +129,24 @@ class Tier:
                 self._complaints.add("read", key, error)
                 return Loaded(Outcome.FAULT)
             if stored_bytes is None:
-                self.catalog.remove(key)
+                # What was not known may have been written meanwhile.
+                if was_known:
+                    self.catalog.remove(key)
                 return Loaded(Outcome.MISS)
             verdict = verify(header, data, stored_bytes, key, self._stored_fingerprint(fingerprint))
             if verdict is Verdict.GOOD and self.codec is not None:
                 verdict = self._decode(key, data, into)
+            if verdict is Verdict.GOOD:
+                # Before the key may be deleted again.
+                form, took_s = Form(fingerprint, missing_of(header)), time.perf_counter() - started
+                return self._loaded(key, form, stored_bytes, took_s)
         if verdict is Verdict.OTHER_LAYOUT:
             self._count("read", "other_layout")
             self.catalog.note_form(key, FOREIGN)
             return Loaded(Outcome.MISS)
-        if verdict is Verdict.CORRUPT:
-            self._count("read", "corrupt")
-            self.quarantine(key, f"{stored_bytes} bytes are not the record they should be")
-            return Loaded(Outcome.CORRUPT)
-        return self._loaded(key, Form(fingerprint, missing_of(header)), stored_bytes, time.perf_counter() - started)
+        self._count("read", "corrupt")
+        self.quarantine(key, f"{stored_bytes} bytes are not the record they should be")
+        return Loaded(Outcome.CORRUPT)
 
     def _loaded(self, key: ObjectKey, form: Form, stored_bytes: int, took_s: float) -> Loaded:
         if self.catalog.contains(key):
