@@ -48,7 +48,7 @@ class Faults:
 class FaultConfig(Faults):
     """`inner` is the wrapped adapter's configuration with its `type`; the registry opens it."""
 
-    inner: dict[str, object] = field(default_factory=dict)
+    inner: dict[str, object] = field(default_factory=dict, repr=False)
     seed: int = 0
 
     def __post_init__(self) -> None:

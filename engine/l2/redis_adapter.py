@@ -88,7 +88,7 @@ class RedisConfig:
             raise ValueError(f"ttl_seconds is {self.ttl_seconds}, allowed is 0 or more")
         for node in self.more_nodes:
             if not re.fullmatch(r"\S+:\d+", str(node)):
-                raise ValueError(f"more_nodes has {node!r}, allowed is host:port")
+                raise ValueError("more_nodes has something else than texts like host:port")
 
 
 def _has_good_port(url: str) -> bool:

@@ -239,11 +239,11 @@ class SecondTier:
         A queued write of a key is called off. Raises NoL2Adapter, UnknownL2Adapter.
         """
         tier = self.find(type_name)
-        self.listings.forget(tier)
         wanted = dict.fromkeys(keys)
         for key in wanted:
             self.write_back.cancel(tier, key)
         deleted, error = delete_all(tier.delete, (key for key in wanted if not tier.surely_lacks(key)))
+        self.listings.forget(tier)
         return DeleteResult(tier.type_name, deleted, error[:500])
 
     def start_scrub(self, type_name: str | None) -> dict[str, object]:

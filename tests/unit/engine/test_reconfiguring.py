@@ -8,6 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from engine.l1.eviction import LRU
+from engine.l2.base import Stored
 from engine.l2.catalog import Catalog
 from engine.l2.dax_adapter import DaxAdapter, DaxConfig
 from engine.l2.memory_adapter import MemoryAdapter, MemoryConfig
@@ -32,6 +33,8 @@ class Switchable(MemoryAdapter):
         return {"objects": len(list(self.scan()))}
 
     def reconfigure(self, operation: str, fields: Mapping[str, object]) -> Reconfigured:
+        if operation == "promise":
+            return Reconfigured({}, found=tuple(Stored(key, 5, 0.0) for key in KEYS))
         if operation != "drop":
             raise ReconfigureError("bad_request", f"what is {operation}?", fields=dict(fields))
         key = KEYS[int(str(fields["number"]))]
@@ -141,6 +144,18 @@ def test_an_object_that_is_there_again_is_not_forgotten() -> None:
     reconfigure([tier], "memory", "drop", 0, {"number": 0})
 
     assert tier.catalog.contains(KEYS[0])
+
+
+def test_an_object_that_is_gone_again_is_not_known_and_a_known_one_keeps_its_size() -> None:
+    tier = make_tier(0, "memory", Switchable(MemoryConfig()))
+    for key in KEYS[:2]:
+        tier.adapter.write(key, [memoryview(b"12345")])
+    tier.catalog.add(KEYS[0], 7)
+
+    reconfigure([tier], "memory", "promise", 0, {})
+
+    assert agrees(tier)
+    assert [tier.catalog.size_of(key) for key in KEYS] == [7, 5, None, None]
 
 
 def test_the_catalog_learns_what_devices_take_away_and_bring(dax: Tier, tmp_path: Path) -> None:
