@@ -125,18 +125,17 @@ class IsolatedLRU(EvictionPolicy):
         capacity = self.capacity or sum(self._bytes.values())
         limits = {salt: min(self._limit_of(salt), capacity) for salt in self._orders}
         cut = min(1.0, capacity / max(1, sum(limits.values())))
-        sizes = {salt: self._bytes[salt] / len(order) for salt, order in self._orders.items()}
-        queues = {salt: iter(order) for salt, order in self._orders.items()}
-        heap = [(limits[salt] * cut - self._bytes[salt], salt) for salt in self._orders]
+        heap = [(limits[salt] * cut - nbytes, salt) for salt, nbytes in self._bytes.items()]
         heapify(heap)
+        queues: dict[str, Iterator[ObjectKey]] = {}
         while heap:
             room, salt = heap[0]
-            key = next(queues[salt], None)
+            key = next(queues.setdefault(salt, iter(self._orders[salt])), None)
             if key is None:
                 heappop(heap)
             else:
                 yield key
-                heapreplace(heap, (room + sizes[salt], salt))
+                heapreplace(heap, (room + self._bytes[salt] / len(self._orders[salt]), salt))
 
     def keys(self) -> Iterator[ObjectKey]:
         for order in self._orders.values():
