@@ -85,6 +85,10 @@ def post_fork(server, worker) -> None:
     Path("/proc/self/comm").write_text(f"larder-web-{worker.larder_place}")
 
 
+def post_worker_init(worker) -> None:
+    app.start_loops(worker.wsgi)
+
+
 def worker_exit(server, worker) -> None:
     """Also called for a worker that never loaded the application."""
     loaded = getattr(worker, "wsgi", None)

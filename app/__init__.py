@@ -11,14 +11,16 @@ from typing import Any
 from flask import Flask, Response, g, request
 from flask.json.provider import JSONProvider
 
-from app import audit, autoload, errors, metrics
+from app import audit, autoload, errors, loops, metrics
 from app.access import Gate
 from app.backend import EXTENSION, Backend
 from app.config import AppConfig
 from app.policy import Policy, collect_policies
+from contract.log_levels import APPLIED
 
 CONFIG = "larder_config"
 REGISTRY = "larder_registry"
+LOG_LEVELS_INTERVAL_S = 1.0
 
 
 def create_app(config: AppConfig, backend: Backend, categories: tuple[str, ...]) -> Flask:
@@ -31,6 +33,7 @@ def create_app(config: AppConfig, backend: Backend, categories: tuple[str, ...])
     app.extensions[EXTENSION] = backend
     app.extensions[CONFIG] = config
     registry = app.extensions[REGISTRY] = metrics.install(app)
+    app.extensions[loops.EXTENSION] = []
     autoload.load_blueprints(app, categories)
     policies = app.extensions[errors.POLICIES] = collect_policies(app)
     _guard(app, Gate(config.admin_token, config.read_token), policies)
@@ -39,8 +42,18 @@ def create_app(config: AppConfig, backend: Backend, categories: tuple[str, ...])
     return app
 
 
+def start_loops(app: Flask) -> None:
+    """Starts what the app does beside requests; after the fork. close_app ends it."""
+    backend: Backend = app.extensions[EXTENSION]
+    follower = loops.WebLoop("web-log-levels", "low", LOG_LEVELS_INTERVAL_S, lambda: APPLIED.sync(backend.log_levels))
+    app.extensions[loops.EXTENSION].append(follower)
+    follower.start()
+
+
 def close_app(app: Flask) -> None:
-    """Ends what the app started: writes the last audit notes, closes the backend. Answer nothing after it."""
+    """Ends what the app started: its loops, the last audit notes, the backend. Answer nothing after it."""
+    for loop in app.extensions[loops.EXTENSION]:
+        loop.stop()
     app.extensions[audit.EXTENSION].close()
     app.extensions[EXTENSION].close()
 
@@ -50,7 +63,8 @@ def _guard(app: Flask, gate: Gate, policies: dict[str, Policy]) -> None:
     def admit() -> None:
         route_policy = policies.get(request.endpoint or "")
         if route_policy is not None:
-            g.larder_caller = gate.admit(route_policy.level, request.environ)
+            g.larder_level = route_policy.level_for(request.args)
+            g.larder_caller = gate.admit(g.larder_level, request.environ)
 
 
 class PlainFlask(Flask):

@@ -28,6 +28,7 @@ from contract.engine_record import EngineRecord, read_record
 from contract.errors import EngineAway, QueueFull, RedisAway
 from contract.held_connections import HeldConnections, Words
 from contract.keys import AUDIT_MAX_ENTRIES, Keys, field_to_salt, salt_to_field
+from contract.log_levels import read_levels, write_level
 from contract.prefetch_jobs import PrefetchStore
 from contract.redis_client import describe, open_blocking_redis, open_redis
 
@@ -78,6 +79,12 @@ class Backend(Protocol):
 
     def prefetch_jobs(self) -> AbstractContextManager[PrefetchStore]:
         """The records of prefetch jobs. Redis's failures inside become RedisAway."""
+
+    def log_levels(self) -> dict[str, str]:
+        """The levels that were set at runtime, by logger."""
+
+    def set_log_level(self, name: str, level: str) -> bool:
+        """Sets one for all processes; False when too many have one."""
 
     def waiting_place(self) -> AbstractContextManager[None]:
         """To be held by a request that waits. Raises QueueFull: as many wait as may."""
@@ -211,6 +218,14 @@ class QueueBackend:
     def prefetch_jobs(self) -> Iterator[PrefetchStore]:
         with self._redis() as client:
             yield PrefetchStore(client, self._keys)
+
+    def log_levels(self) -> dict[str, str]:
+        with self._redis() as client:
+            return read_levels(client, self._keys)
+
+    def set_log_level(self, name: str, level: str) -> bool:
+        with self._redis() as client:
+            return write_level(client, self._keys, name, level)
 
     @contextmanager
     def waiting_place(self) -> Iterator[None]:

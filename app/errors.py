@@ -76,13 +76,19 @@ def current_policy() -> Policy | None:
     return policies.get(request.endpoint or "")
 
 
+def plain_text(text: str) -> Response:
+    """A text/plain reply; what UTF-8 cannot spell is escaped."""
+    return Response(text.encode(errors="backslashreplace"), content_type="text/plain; charset=utf-8")
+
+
 def _current_shape() -> ErrorShape:
     route_policy = current_policy()
     return DETAIL if route_policy is None else route_policy.shape
 
 
 def _reply(status: int, reason: str, headers: Mapping[str, str] | None = None) -> Response:
-    reply = jsonify(_current_shape().body(reason))
+    shape = _current_shape()
+    reply = jsonify(shape.body(reason)) if shape.field else plain_text(reason)
     reply.status_code = status
     reply.headers.update(headers or {})
     return reply

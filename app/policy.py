@@ -7,6 +7,8 @@ level   without a token configured      with LARDER_ADMIN_TOKEN / LARDER_READ_TO
 OPEN    anybody                         anybody
 READ    anybody                         read or admin token (only an admin token set: still open)
 ADMIN   the same machine (access.py)    admin token
+
+A view that reads without some query parameter and changes something with it is READ, and ADMIN with that parameter.
 """
 
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from enum import Enum
 from typing import Any, TypeVar
 
 from flask import Flask
+from werkzeug.datastructures import MultiDict
 
 View = TypeVar("View", bound=Callable[..., Any])
 
@@ -29,8 +32,9 @@ class Level(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ErrorShape:
-    """The JSON body in which a route gives its reason, and its words for an engine that is not there."""
+    """How a route gives its reason, in a JSON body or as text, and its words for an engine that is not there."""
 
+    #: Of the JSON body; "" for plain text.
     field: str
     status: str | None = None
     engine_away: str = "engine not initialized"
@@ -41,6 +45,7 @@ class ErrorShape:
         return {"status": self.status, self.field: reason}
 
 
+TEXT = ErrorShape("")
 ERROR = ErrorShape("error")
 DETAIL = ErrorShape("detail")
 
@@ -49,13 +54,18 @@ DETAIL = ErrorShape("detail")
 class Policy:
     level: Level
     shape: ErrorShape
+    admin_with: str = ""
+
+    def level_for(self, query: "MultiDict[str, str]") -> Level:
+        """The level of a request with this query; an empty parameter is none."""
+        return Level.ADMIN if self.admin_with and any(query.getlist(self.admin_with)) else self.level
 
 
-def policy(level: Level, shape: ErrorShape) -> Callable[[View], View]:
-    """Declares the policy of a view."""
+def policy(level: Level, shape: ErrorShape, *, admin_with: str = "") -> Callable[[View], View]:
+    """Declares the policy of a view. `admin_with`: the query parameter that makes a request one for admins."""
 
     def declare(view: View) -> View:
-        setattr(view, _ATTRIBUTE, Policy(level, shape))
+        setattr(view, _ATTRIBUTE, Policy(level, shape, admin_with))
         return view
 
     return declare

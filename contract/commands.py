@@ -3,6 +3,8 @@
 op               slow  repeatable  shows in snapshots  reply
 ---------------  ----  ----------  ------------------  --------------------------------------------------------
 engine.ping      no    yes         no                  {"boot_id"}
+engine.threads   no    yes         no                  {"process", "pid", "blocks"}
+engine.loggers   no    yes         no                  {"levels"}
 cache.clear      no    yes         yes                 {"removed", "kept", "doomed"}
 quota.set        no    yes         yes                 {"cache_salt", "limit_bytes"}
 quota.delete     no    no          yes                 {"removed"}
@@ -57,6 +59,24 @@ class PingEngine(Command):
     """Asks whether the command loop turns."""
 
     op: ClassVar[str] = "engine.ping"
+
+
+@dataclass(frozen=True)
+class ShowThreads(Command):
+    """What the engine's threads are doing: those with `name` in theirs, in any case, and of this id (None: any)."""
+
+    op: ClassVar[str] = "engine.threads"
+    timeout_s: ClassVar[float] = 3.0
+    name: str
+    thread_id: int | None
+
+
+@dataclass(frozen=True)
+class ShowLoggers(Command):
+    """The effective levels of the engine's loggers."""
+
+    op: ClassVar[str] = "engine.loggers"
+    timeout_s: ClassVar[float] = 3.0
 
 
 @dataclass(frozen=True)
@@ -175,6 +195,8 @@ COMMANDS: dict[str, type[Command]] = {
     command.op: command
     for command in (
         PingEngine,
+        ShowThreads,
+        ShowLoggers,
         ClearCache,
         SetQuota,
         DeleteQuota,
@@ -263,6 +285,10 @@ def _optional_text(value: object) -> str | None:
     return None if value is None else _text(value)
 
 
+def _optional_integer(value: object) -> int | None:
+    return None if value is None else _integer(value)
+
+
 def _page_size(value: object) -> int:
     if not 1 <= _integer(value) <= MAX_PAGE_SIZE:
         raise ValueError(f"from 1 to {MAX_PAGE_SIZE}")
@@ -296,6 +322,8 @@ def _key(value: object) -> EncodedKey:
 
 _FIELDS: dict[str, Callable[[object], Any]] = {
     "force": _boolean,
+    "name": _text,
+    "thread_id": _optional_integer,
     "cache_salt": _salt,
     "limit_bytes": _count,
     "instance_id": _integer,

@@ -16,6 +16,7 @@ larder:{I}:usage              hash    engine            salt -> {"l1_bytes": n, 
 larder:{I}:prefetch           zset    web, then engine  ids of prefetch jobs by time of submission  the newest 10000
 larder:{I}:prefetch:ID        hash    web, then engine  the record of a prefetch job                1 h from its end
 larder:{I}:prefetch:ID:input  string  web               its token ids (JSON)                        until its end
+larder:{I}:loglevels          hash    web               logger -> level, applied by every process   the launcher's start
 larder:{I}:audit              stream  web               admin actions and their results             the newest 10000
 larder:instances              hash    engine            instance id -> {"boot_id", "address", ...}  until a clean stop
 """
@@ -37,6 +38,7 @@ PATTERNS = (
     "larder:{I}:prefetch",
     "larder:{I}:prefetch:ID",
     "larder:{I}:prefetch:ID:input",
+    "larder:{I}:loglevels",
     "larder:{I}:audit",
     INSTANCES,
 )
@@ -115,6 +117,10 @@ class Keys:
 
     def prefetch_input(self, request_id: str) -> str:
         return self._key(f"prefetch:{request_id}:input")
+
+    @property
+    def loglevels(self) -> str:
+        return self._key("loglevels")
 
     @property
     def audit(self) -> str:

@@ -1,7 +1,9 @@
 """Masking of secrets in what is shown or published: configurations, environments, queries."""
 
 import itertools
+import json
 import re
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote_plus
 
@@ -18,6 +20,12 @@ _SECRET_PAIRS = frozenset(
 )
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _SECRET_PARAMETER = re.compile(r"(?:token|secret|password|passwd|pwd|key|sig|signature)$", re.I)
+# In an environment every variable with such a word in its name is taken for a secret: nobody needs its value here.
+_SECRET_PART = re.compile(r"key|secret|token|passw|passphrase|credential|dsn|cookie|authorization", re.I)
+_USER_INFO = re.compile(r"(\w[\w+.-]*://)[^\s\"']*@")
+_AUTHORIZATION = re.compile(r"\b(bearer|basic)([ =]+|%20)[^\s,;]+", re.I)
+#: The working directories of a shell, not passwords.
+_DIRECTORIES = frozenset({"PWD", "OLDPWD"})
 
 
 def mask_secrets(value: Any) -> Any:
@@ -33,6 +41,22 @@ def _mask_member(name: str, member: Any) -> Any:
     if isinstance(member, str) and member and is_secret_name(name):
         return MASK
     return mask_secrets(member)
+
+
+def mask_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """All variables by name, with secrets replaced by `***`: by name, in URLs, in JSON and in authorization words."""
+    return {name: _mask_variable(name, value) for name, value in environ.items()}
+
+
+def _mask_variable(name: str, value: str) -> str:
+    if value and name not in _DIRECTORIES and (_SECRET_PART.search(name) or is_secret_name(name)):
+        return MASK
+    if value.lstrip()[:1] in ("{", "["):
+        try:
+            value = json.dumps(mask_secrets(json.loads(value)))
+        except (ValueError, RecursionError):
+            pass  # it only looks like JSON
+    return _AUTHORIZATION.sub(rf"\1\2{MASK}", _USER_INFO.sub(rf"\1{MASK}@", mask_password(value)))
 
 
 def is_secret_name(name: str) -> bool:

@@ -1,5 +1,6 @@
 """What each command does: one function per dataclass of contract/commands.py, found by @handles."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -16,8 +17,12 @@ from contract.commands import (
     PingEngine,
     Reconfigure,
     SetQuota,
+    ShowLoggers,
+    ShowThreads,
     StartPrefetch,
 )
+from contract.log_levels import all_levels
+from contract.thread_stacks import process_name, thread_blocks
 from engine.engine import Engine
 from workers import l2_handlers
 from workers.prefetch_jobs import PrefetchJobs
@@ -59,6 +64,17 @@ def run(worker: Worker, command: Command) -> dict[str, Any]:
 @handles(PingEngine)
 def ping(worker: Worker, command: PingEngine) -> dict[str, Any]:
     return {"boot_id": worker.engine.boot_id}
+
+
+@handles(ShowThreads)
+def show_threads(worker: Worker, command: ShowThreads) -> dict[str, Any]:
+    blocks = thread_blocks(command.name, command.thread_id)
+    return {"process": process_name(), "pid": os.getpid(), "blocks": blocks}
+
+
+@handles(ShowLoggers)
+def show_loggers(worker: Worker, command: ShowLoggers) -> dict[str, Any]:
+    return {"levels": all_levels()}
 
 
 @handles(ClearCache)

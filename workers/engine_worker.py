@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TextIO
 
 import redis
@@ -29,6 +30,7 @@ from contract import snapshots
 from contract.command_taker import CommandTaker
 from contract.errors import RedisAway
 from contract.keys import Keys
+from contract.log_levels import APPLIED, read_levels
 from contract.masking import mask_secrets
 from contract.prefetch_jobs import PrefetchStore
 from contract.redis_client import check_server, describe, mask_password, open_blocking_redis, open_redis
@@ -57,6 +59,7 @@ EXIT_USURPED = 1
 #: How often a thread may take the interpreter from another; the default of 5 ms is felt by the data plane.
 SWITCH_INTERVAL_S = 0.0005
 PUBLISH_TIMEOUT_S = 2.0
+LOG_LEVELS_INTERVAL_S = 0.5
 
 
 def engine_config(settings: Settings) -> EngineConfig:
@@ -135,6 +138,8 @@ class EngineWorker:
         if not self._with_redis(self._publish_first):
             return
         self._undo.append(self._publisher.stop)
+        levels = self._engine.threads.run("log-levels", "low", LOG_LEVELS_INTERVAL_S, self._follow_log_levels)
+        self._undo.append(levels.stop)
         self._engine.on_change = self._publisher.wake
         self._prefetch.start()
         self._undo.append(self._prefetch.stop)
@@ -171,6 +176,12 @@ class EngineWorker:
         if problem := check_server(self._redis):
             raise CannotStart(f"redis_url: {mask_password(self._settings.effective_redis_url)}: {problem}")
         return claim_instance(self._redis, self._keys, self._heartbeat.record(), self._asked_to_stop)
+
+    def _follow_log_levels(self) -> None:
+        try:
+            APPLIED.sync(lambda: read_levels(self._redis, self._keys))
+        except RedisAway as error:
+            logger.debug("log levels stay as they are: %s", error)
 
     def _load(self) -> bool:
         self._tenants.load(self._redis)
@@ -224,6 +235,7 @@ def main(argv: Sequence[str]) -> int:
         logger.error("cannot start: %s", error)
         return EXIT_CANNOT_START
     set_up_logging("engine", settings.log_level)
+    Path("/proc/self/comm").write_text("larder-engine")
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
         worker = EngineWorker(settings)

@@ -25,7 +25,8 @@ import redis
 
 from contract.engine_record import RECORD_FILE, read_file_record
 from contract.errors import RedisAway
-from contract.redis_client import check_server, mask_password, open_redis
+from contract.keys import Keys
+from contract.redis_client import check_server, describe, mask_password, open_redis
 from contract.settings import ENVIRONMENT_PREFIX, SettingError, Settings, load_settings
 from contract.version import COMMIT_VARIABLE
 from workers import embedded_redis
@@ -77,6 +78,7 @@ class Launcher:
                 if self._is_embedded:
                     self._start(self._redis_plan())
                     self._wait_until_ready()
+                self._forget_log_levels()
                 self._start(self._engine_plan(), self._web_plan())
                 self._wait_until_ready()
                 if not self._asked_to_stop.is_set():
@@ -113,6 +115,16 @@ class Launcher:
             client.close()
         if problem is not None:
             raise CannotStart(f"redis_url: got {shown!r}: {problem}")
+
+    def _forget_log_levels(self) -> None:
+        """Levels that were set at runtime end with the run; the settings count again."""
+        client = open_redis(self._settings.redis_url)
+        try:
+            client.delete(Keys(self._settings.instance_id).loglevels)
+        except redis.RedisError as error:
+            logger.warning("log levels of the last run stay in Redis: %s", describe(error))
+        finally:
+            client.close()
 
     def _redis_plan(self) -> ChildPlan:
         directory = Path(self._settings.data_dir) / "redis"
@@ -258,19 +270,3 @@ def run_server(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         return 1
     logger.info("stopped")
     return 0
-
-
-PROGRAMS: dict[str, Callable[[Sequence[str], Mapping[str, str]], int]] = {"server": run_server}
-
-USAGE = """usage: larder server [flags]     start Redis (unless REDIS_URL is set), the engine and the HTTP API
-       larder server --help      list the flags
-"""
-
-
-def main(argv: Sequence[str]) -> int:
-    """The `larder` command; returns the exit code."""
-    if argv and argv[0] in PROGRAMS:
-        return PROGRAMS[argv[0]](argv[1:], os.environ)
-    asked = bool(argv) and argv[0] in ("-h", "--help", "help")
-    (sys.stdout if asked else sys.stderr).write(USAGE)
-    return 0 if asked else 2

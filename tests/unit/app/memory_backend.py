@@ -38,6 +38,8 @@ class MemoryBackend:
     audit: list[dict[str, str]] = field(default_factory=list)
     prefetch: MemoryPrefetch = field(default_factory=MemoryPrefetch)
     no_place: bool = False
+    levels: dict[str, str] = field(default_factory=dict)
+    most_levels: int = 200
 
     def call(self, command: Command, *, issuer: str = "") -> dict[str, Any]:
         self.require_engine()
@@ -93,6 +95,17 @@ class MemoryBackend:
     def prefetch_jobs(self) -> Iterator[Any]:
         self._reach()
         yield self.prefetch
+
+    def log_levels(self) -> dict[str, str]:
+        self._reach()
+        return dict(self.levels)
+
+    def set_log_level(self, name: str, level: str) -> bool:
+        self._reach()
+        if name not in self.levels and len(self.levels) >= self.most_levels:
+            return False
+        self.levels[name] = level
+        return True
 
     @contextmanager
     def waiting_place(self) -> Iterator[None]:

@@ -19,6 +19,8 @@ from contract.commands import (
     PingEngine,
     Reconfigure,
     SetQuota,
+    ShowLoggers,
+    ShowThreads,
     StartPrefetch,
     decode,
 )
@@ -31,6 +33,9 @@ from contract.object_keys import EncodedKey
     "command",
     [
         PingEngine(),
+        ShowThreads("", None),
+        ShowThreads("loop", 140037265110720),
+        ShowLoggers(),
         ClearCache(force=True),
         SetQuota("", 0),
         SetQuota("Zoë / 東京", 2**60),
@@ -53,7 +58,7 @@ def test_what_is_encoded_is_decoded_to_the_same(command: Any) -> None:
 def test_every_command_is_tried_above_and_named_once() -> None:
     assert set(COMMANDS) == {
         "engine.ping", "cache.clear", "quota.set", "quota.delete", "kvcache.check", "prefetch.start", "prefetch.cancel",
-        "l2.delete", "l2.list", "l2.scrub", "l2.reconfigure",
+        "l2.delete", "l2.list", "l2.scrub", "l2.reconfigure", "engine.threads", "engine.loggers",
     }  # fmt: skip
 
 

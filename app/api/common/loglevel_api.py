@@ -1,0 +1,66 @@
+"""GET /loglevel: the levels of the loggers, one or all, and changing one in every process of the server."""
+
+from flask import Blueprint, Response
+from marshmallow import fields
+
+from app.backend import Backend, current_backend
+from app.errors import RouteError, plain_text
+from app.policy import TEXT, Level, policy
+from app.request_schema import LarderSchema, Text, takes_query
+from contract.commands import ShowLoggers
+from contract.errors import ContractError, RedisAway
+from contract.log_levels import APPLIED, LEVELS, MAX_LOGGERS, MAX_NAME_CHARACTERS, all_levels, effective_level
+from contract.log_levels import is_logger_name as is_name
+
+router = Blueprint("loglevel", __name__)
+
+
+class LogLevelQuery(LarderSchema):
+    logger_name: fields.Field = Text(load_default="")
+    level: fields.Field = Text(load_default="")
+
+
+@router.get("/loglevel")
+@policy(Level.READ, TEXT, admin_with="level")
+@takes_query(LogLevelQuery)
+def loglevel(logger_name: str, level: str) -> Response:
+    """Without parameters all loggers; with a name its level; with a level too, sets it. A level alone does nothing."""
+    backend = current_backend()
+    if not logger_name:
+        return Response("null", mimetype="application/json") if level else plain_text(_list(backend))
+    if not is_name(logger_name):
+        raise RouteError(400, f"Invalid logger name: at most {MAX_NAME_CHARACTERS} printable characters")
+    if level:
+        return plain_text(_set(backend, logger_name, level))
+    _follow(backend)
+    return plain_text(f"{logger_name}: {effective_level(logger_name)}")
+
+
+def _set(backend: Backend, name: str, level: str) -> str:
+    """In Redis first, from where the other processes take it; this one does before it answers."""
+    word = level.upper()
+    if word not in LEVELS:
+        raise RouteError(400, f"Invalid log level: {level}")
+    if not backend.set_log_level(name, word):
+        raise RouteError(400, f"{MAX_LOGGERS} loggers have a level of their own already")
+    _follow(backend)
+    return f"Set {name} level to {word} (including all handlers)"
+
+
+def _list(backend: Backend) -> str:
+    """This process's loggers and those that only the engine has, while it answers."""
+    _follow(backend)
+    levels = all_levels()
+    try:
+        levels = {**backend.call(ShowLoggers())["levels"], **levels}
+    except ContractError:
+        pass
+    return "".join(f"{name}: {levels[name]}\n" for name in sorted(levels))
+
+
+def _follow(backend: Backend) -> None:
+    """What was set through another worker counts here too; without Redis it is this process's own word."""
+    try:
+        APPLIED.sync(backend.log_levels)
+    except RedisAway:
+        pass

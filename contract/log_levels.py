@@ -1,0 +1,126 @@
+"""Log levels that were changed at runtime: kept in Redis, applied by every process to its own loggers.
+
+The hash has logger -> level. A process applies what it finds there, and gives a logger back the level it had once its
+field is gone; nothing else touches the levels of a running process. Loggers belong to the process, so there is one
+`APPLIED` per process.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from typing import cast
+
+import redis
+
+from contract.errors import RedisAway
+from contract.keys import Keys
+from contract.redis_client import describe
+
+ROOT = "root"
+LEVELS: Mapping[str, int] = {
+    "DEBUG": logging.DEBUG,
+    "INFO": logging.INFO,
+    "WARNING": logging.WARNING,
+    "WARN": logging.WARNING,
+    "ERROR": logging.ERROR,
+    "CRITICAL": logging.CRITICAL,
+    "FATAL": logging.CRITICAL,
+    "NOTSET": logging.NOTSET,
+}
+#: As many loggers may have a level of their own in the hash, with names of this length.
+MAX_LOGGERS = 200
+MAX_NAME_CHARACTERS = 200
+
+# KEYS: loglevels. ARGV: logger, level, most loggers
+_SET = """
+if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 and redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[3]) then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+return 1
+"""
+
+
+def is_logger_name(name: str) -> bool:
+    """Whether a level may be set for it."""
+    return 0 < len(name) <= MAX_NAME_CHARACTERS and name.isprintable()
+
+
+def effective_level(name: str) -> str:
+    """The level by which a logger of this process decides; one that is not there decides as its nearest parent.
+
+    The logger is not made: names come from callers, and a logger stays for ever.
+    """
+    loggers, place = logging.root.manager.loggerDict, "" if name == ROOT else name
+    while place:
+        logger = loggers.get(place)
+        if isinstance(logger, logging.Logger) and logger.level:
+            return logging.getLevelName(logger.level)
+        place = place.rpartition(".")[0]
+    return logging.getLevelName(logging.root.level)
+
+
+def all_levels() -> dict[str, str]:
+    """The effective level of every logger of this process, the root logger included."""
+    loggers = list(logging.root.manager.loggerDict.items())
+    names = sorted(name for name, logger in loggers if isinstance(logger, logging.Logger))
+    return {name: effective_level(name) for name in (ROOT, *names)}
+
+
+def read_levels(client: redis.Redis, keys: Keys) -> dict[str, str]:
+    """The hash. Raises RedisAway."""
+    try:
+        return cast(dict[str, str], client.hgetall(keys.loglevels))
+    except redis.RedisError as error:
+        raise RedisAway(describe(error)) from error
+
+
+def write_level(client: redis.Redis, keys: Keys, name: str, level: str) -> bool:
+    """Sets a field; False when MAX_LOGGERS others have one. Raises RedisAway."""
+    try:
+        return bool(client.eval(_SET, 1, keys.loglevels, name, level, str(MAX_LOGGERS)))
+    except redis.RedisError as error:
+        raise RedisAway(describe(error)) from error
+
+
+class AppliedLevels:
+    """Which levels this process has taken from the hash, and what they replaced. Any thread may call."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._applied: dict[str, str] = {}
+        self._before: dict[str, tuple[int, dict[logging.Handler, int]]] = {}
+
+    def sync(self, read: Callable[[], Mapping[str, str]]) -> None:
+        """Makes the loggers what `read` says now. What it raises passes through and changes nothing."""
+        with self._lock:
+            # Inside, so that an older answer is never applied after a newer one.
+            wanted = dict(list(_usable(read()).items())[:MAX_LOGGERS])
+            for name, level in wanted.items():
+                if self._applied.get(name) != level:
+                    self._set(name, level)
+            for name in self._applied.keys() - wanted.keys():
+                self._restore(name)
+
+    def _set(self, name: str, level: str) -> None:
+        logger = logging.getLogger(name)
+        if name not in self._before:
+            self._before[name] = (logger.level, {handler: handler.level for handler in logger.handlers})
+        logger.setLevel(LEVELS[level])
+        for handler in logger.handlers:
+            handler.setLevel(LEVELS[level])
+        self._applied[name] = level
+
+    def _restore(self, name: str) -> None:
+        logger = logging.getLogger(name)
+        level, handlers = self._before.pop(name)
+        logger.setLevel(level)
+        for handler in logger.handlers:
+            handler.setLevel(handlers.get(handler, handler.level))
+        del self._applied[name]
+
+
+def _usable(fields: Mapping[str, str]) -> dict[str, str]:
+    """What a person wrote into the hash that is no level, or no name, does not count."""
+    return {name: level for name, level in fields.items() if level in LEVELS and is_logger_name(name)}
+
+
+APPLIED = AppliedLevels()
