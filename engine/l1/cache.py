@@ -63,6 +63,8 @@ class L1Cache:
     ) -> Reservation:
         """Slots of `nbytes` for those keys that are neither present nor being written, as far as there is room.
 
+        What is being written and yields (see Entry) is written anew; its former writer finds out at its commit.
+
         An object of another layout, or that lacks more KV groups than `missing` says, is replaced unless it is held.
         The caller owns the slots until `commit` or `abort`; only the engine's own have no deadline.
         """
@@ -86,7 +88,7 @@ class L1Cache:
         if present is None:
             return True
         if present.state is State.WRITING:
-            return False
+            return present.yields_at <= self._clock()
         if present.fingerprint == fingerprint and (lacks == present.missing or lacks & ~present.missing):
             return False
         return not present.held
@@ -95,7 +97,7 @@ class L1Cache:
         self, key: ObjectKey, nbytes: int, fingerprint: bytes, lacks: int, room: RoomSearch
     ) -> Entry | None:
         present = self._index.entries.get(key)
-        if present is not None:
+        if present is not None and present.state is State.READY:
             room.forget(present)
             self._evictor.evict(present, "replaced")
         offset = self._pool.allocate(nbytes)
@@ -105,6 +107,8 @@ class L1Cache:
             offset = self._pool.allocate(nbytes)
         if offset is None:
             return None
+        if present is not None and present.state is State.WRITING:
+            self._doom_writing(present)
         entry = Entry(key, offset, nbytes, fingerprint, lacks)
         self._index.add_writing(entry)
         return entry
@@ -327,10 +331,13 @@ class L1Cache:
     def _doom(self, reservation: Reservation) -> bool:
         writing = [entry for entry in reservation.granted if entry.state is State.WRITING]
         for entry in writing:
-            self._index.remove(entry)
-            entry.state = State.DOOMED
-            self._doomed.add(entry)
+            self._doom_writing(entry)
         return bool(writing)
+
+    def _doom_writing(self, entry: Entry) -> None:
+        self._index.remove(entry)
+        entry.state = State.DOOMED
+        self._doomed.add(entry)
 
     def release_holder(self, holder: int) -> tuple[int, int]:
         """Takes away all pins and reservations of a client that is gone. Returns how many of each."""

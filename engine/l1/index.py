@@ -2,7 +2,7 @@
 
 absent ─reserve→ WRITING ─commit→ READY ─evict/delete→ absent
                     └─abort→ absent
-clear(force), or a reservation that expired: → DOOMED ─last holder lets go→ absent
+clear(force), a reservation that expired, a load that gave way: → DOOMED ─last holder lets go→ absent
 
 state    in the table  readable  evictable                 its slot is freed
 -------  ------------  --------  ------------------------  ------------------------------------------
@@ -32,16 +32,18 @@ class Entry:
     """One object's place in the pool. Guarded by the cache's lock.
 
     `nbytes` are the object's own bytes; its slot may be larger. `leases` and `pins` are sums over all holders.
-    `missing` has a bit for each KV group of which the object holds no data (see windows.py).
+    `missing` has a bit for each KV group of which the object holds no data (see windows.py). From `yields_at` on
+    (monotonic time) a WRITING object gives way to another writer of its key.
     """
 
-    __slots__ = ("fingerprint", "key", "leases", "missing", "nbytes", "offset", "pins", "state")
+    __slots__ = ("fingerprint", "key", "leases", "missing", "nbytes", "offset", "pins", "state", "yields_at")
 
     def __init__(self, key: ObjectKey, offset: int, nbytes: int, fingerprint: bytes, missing: int = 0) -> None:
         self.key, self.offset, self.nbytes, self.fingerprint = key, offset, nbytes, fingerprint
         self.missing = missing
         self.state = State.WRITING
         self.leases = self.pins = 0
+        self.yields_at = float("inf")
 
     @property
     def held(self) -> bool:

@@ -11,6 +11,7 @@ pin and gives it back with `release`, so it cannot be evicted before they have l
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from enum import Enum
@@ -27,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 #: Threads per tier, and so objects on their way from it at one time.
 THREADS = 4
+#: A load that takes longer gives way to a client that has the object itself: its prompt must not have to wait for a
+#: storage that hangs.
+PATIENCE_S = 0.5
 #: Loads waiting for one tier.
 MAX_WAITING = 8192
 
@@ -41,7 +45,7 @@ class LoadEnd(Enum):
     #: The storage failed, or what it gave was damaged.
     FAILED = "failed"
     NO_ROOM = "no_room"
-    #: A client is writing the object just now, or the cache was cleared meanwhile.
+    #: A client is writing the object just now, or did so meanwhile, or the cache was cleared.
     CONTENDED = "contended"
     ABANDONED = "abandoned"
 
@@ -250,6 +254,7 @@ class Loader:
                 return LoadEnd.NO_ROOM, None
             pin = self._l1.hold([key], (layout.fingerprint,))[0]
             return (LoadEnd.CONTENDED, None) if pin is None else (LoadEnd.RESIDENT, pin)
+        entry.yields_at = time.monotonic() + PATIENCE_S
         with self._lock:
             self._running_bytes += entry.nbytes
         committed = False

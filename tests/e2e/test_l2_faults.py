@@ -24,7 +24,7 @@ from tests.campaign.l2_client import (
     salt_of,
     tokens_of,
 )
-from tests.campaign.l2_load import Drill, EngineSite, L2Load, StackSite, killed, run_drill
+from tests.campaign.l2_load import Drill, EngineSite, L2Load, StackSite, killed, run_drill, wait_until_quiet
 from tests.conformance.redis_servers import server_in
 from tests.conformance.s3_servers import Rclone, config_for
 from tests.e2e.served_engine import ServedEngine
@@ -192,3 +192,19 @@ def test_who_waits_for_a_lookup_that_is_called_off_is_told_at_once(site: Site, h
             waiter.join()
         assert told
         assert seen.hit_chunks == 0
+
+
+def test_what_hangs_in_the_storage_can_be_stored_anew_and_is_found_at_once(site: Site) -> None:
+    with PromptClient(site.port, 0) as client:
+        client.fresh_store(FRESH)
+        wait_for(lambda: len(site.engine.l2.tiers[0].catalog) == CHUNKS, 5, "the prompt is written to L2")
+        client.wire.clear(force=True)
+        with site.fault(latency_rate=1.0, latency_s=30.0):
+            first, second = client.one_round(FRESH), client.one_round(FRESH)
+            site.check()
+        assert (first.hit_chunks, first.stored_chunks) == (0, CHUNKS)
+        assert (second.hit_chunks, second.wrong_chunks, second.lost_chunks) == (CHUNKS, 0, 0)
+        assert second.lookup_s < DEADLINE_S / 2
+        wait_until_quiet(site)
+        third = client.one_round(FRESH)
+        assert (third.hit_chunks, third.wrong_chunks, third.lost_chunks) == (CHUNKS, 0, 0)
