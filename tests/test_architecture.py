@@ -7,6 +7,8 @@ app, wsgi.py,      app, contract                         torch, zmq
 gunicorn.conf.py
 workers            workers, contract, engine, and of     torch
                    app only app.internal_server
+cli                cli, contract                         torch, flask; rich and zmq where they are used
+larder             cli and workers, where they are used
 engine             engine, looking down                  flask, torch outside engine/device and l2/serde,
                                                          redis outside engine/l2/redis_adapter.py
 
@@ -23,7 +25,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-OURS = ("contract", "app", "engine", "workers")
+OURS = ("contract", "app", "engine", "workers", "cli")
 WEB_ENTRIES = ("wsgi.py", "gunicorn.conf.py")
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
@@ -123,6 +125,18 @@ def test_the_engine_knows_no_contract_no_http_and_no_redis() -> None:
     assert_none([i for i in wrong if not (i.is_of("redis") and i.source == "engine/l2/redis_adapter.py")])
 
 
+def test_the_command_line_knows_only_the_contract() -> None:
+    wrong = [i for i in all_imports("cli/") if i.is_of("app", "engine", "workers", "bench", "torch", "flask")]
+    assert_none(wrong)
+    slow = [i for i in all_imports("cli/") if i.is_of("rich", "zmq", "msgspec", "numpy") and not i.deferred]
+    assert_none(slow)
+
+
+def test_the_server_and_the_other_commands_start_without_each_other() -> None:
+    assert_none([i for i in all_imports("larder") if i.is_of("cli", "workers") and not i.deferred])
+    assert_none([i for i in all_imports("contract/", "app/", "engine/", "workers/") if i.is_of("cli")])
+
+
 def test_torch_is_imported_by_device_code_and_codecs_alone_and_on_first_need() -> None:
     at_home = ("engine/device/", "engine/l2/serde/")
     wrong = [i for i in all_imports("") if i.is_of("torch") and not (i.source.startswith(at_home) and i.deferred)]
@@ -174,7 +188,8 @@ def test_what_l1_l2_and_device_stand_on_is_plain() -> None:
     ("module", "forbidden"),
     [
         ("app", ("torch", "zmq", "engine", "workers", "numpy")),
-        ("workers.launcher", ("torch", "zmq", "engine", "numpy")),
+        ("workers.launcher", ("torch", "zmq", "engine", "numpy", "click", "rich", "cli")),
+        ("cli.program", ("torch", "zmq", "engine", "workers", "app", "flask", "redis", "rich", "numpy")),
         ("workers.engine_worker", ("torch", "flask")),
         ("engine.dataplane.client", ("torch", "flask", "redis")),
     ],

@@ -15,7 +15,7 @@ from contract.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("bench/*.md"), *ROOT.glob("demo/*.md")])
-OURS = ("app", "contract", "engine", "workers")
+OURS = ("app", "cli", "contract", "engine", "workers")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
 

@@ -12,12 +12,11 @@ exit code  meaning
 
 import dataclasses
 import logging
-import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -135,7 +134,9 @@ class Launcher:
 
     def _engine_plan(self) -> ChildPlan:
         argv = [sys.executable, "-m", "workers.engine_worker"]
-        settings = dataclasses.replace(self._settings, admin_token="", read_token="")
+        settings = self._settings
+        if not settings.internal_api_server_enabled:
+            settings = dataclasses.replace(settings, admin_token="", read_token="")
         stop_timeout_s = 60.0 + settings.write_back_drain_seconds
         return ChildPlan("engine", argv, self._child_environ(settings), ROOT, self._engine_is_ready, stop_timeout_s)
 
