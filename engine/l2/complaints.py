@@ -19,7 +19,7 @@ class Complaints:
         self._last, self._silenced = float("-inf"), 0
         self._lock = threading.Lock()
 
-    def add(self, verb: str, key: ObjectKey, error: Exception) -> None:
+    def add(self, verb: str, key: ObjectKey, error: Exception | str) -> None:
         """`verb` could not be done to the object of `key`."""
         with self._lock:
             now = time.monotonic()

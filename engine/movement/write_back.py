@@ -37,6 +37,7 @@ from engine.l1.index import Entry
 from engine.l1.segment import SharedSegment
 from engine.l2.base import ConnectionFault, StorageFull
 from engine.l2.catalog import Form
+from engine.l2.complaints import Complaints
 from engine.l2.tier import Tier
 from engine.movement.threads import join_all
 from engine.object_key import ObjectKey, key_to_json
@@ -84,7 +85,7 @@ class WriteQueue:
         """`stored` is told of each written object, `full` of the bytes there was no room for; both under no lock."""
         self.tier, self._l1, self._segment, self._max_bytes = tier, l1, segment, max_bytes
         self._stored, self._full, self._clock = stored, full, clock
-        self._counters = tier.counters.write_back
+        self._counters, self._complaints = tier.counters.write_back, Complaints(f"L2 adapter {tier.label}")
         self._changed = threading.Condition()
         self._queued: dict[ObjectKey, Write] = {}
         self._retries: list[tuple[float, int, Write]] = []
@@ -237,10 +238,7 @@ class WriteQueue:
     def _give_up(self, write: Write, reason: str) -> None:
         self._counters["dead"].inc()
         self._dead.append({"key": key_to_json(write.key), "reason": reason[:300], "at": round(time.time(), 3)})
-        logger.error(
-            "L2 adapter %s: object %s of %r not written: %s",
-            self.tier.label, write.key.chunk_hash.hex()[:16], write.key.model_name, reason[:300],
-        )  # fmt: skip
+        self._complaints.add("write", write.key, reason)
 
     def drain(self, deadline: float) -> int:
         """Waits until all is written, at most until `deadline` (monotonic); returns what is left then."""

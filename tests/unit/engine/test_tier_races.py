@@ -1,4 +1,4 @@
-"""What must hold when calls for one key cross: of the catalog, of loads, of dirty bytes."""
+"""What must hold when calls for one key cross, and when very many fail: of the catalog, loads, dirty bytes, the log."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -101,6 +101,21 @@ def test_writes_that_are_tried_again_make_no_more_dirty_than_is_allowed(monkeypa
         assert counters["queue_full"]._value.get() == 28
         faults_of(engine).set_faults(Faults())
         wait_for(lambda: not held(engine), 5, "all is written")
+
+
+def test_many_writes_given_up_are_all_counted_and_do_not_fill_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("engine.movement.write_back.MAX_ATTEMPTS", 1)
+    with engine_with(FAULTY) as engine:
+        faults_of(engine).set_faults(Faults(full_rate=1))
+        dead = engine.l2.tiers[0].counters.write_back["dead"]
+        for number in range(10):
+            assert fill(engine, request(4, f"w{number}", cache_salt=f"salt{number}"))
+            wait_for(lambda number=number: dead._value.get() == 4 * (number + 1), 5, "four more dead letters")
+
+        assert len([line for line in caplog.messages if "could not write object" in line]) == 1
+        assert len(engine.l2.write_back.queues[0].describe()["dead_letters"]) == 40  # type: ignore[arg-type]
 
 
 def test_who_asks_for_an_object_that_nobody_wanted_any_more_is_not_sent_away(monkeypatch: pytest.MonkeyPatch) -> None:
