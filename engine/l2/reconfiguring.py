@@ -6,6 +6,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 
+from engine.errors import EngineError
 from engine.l2.base import ConnectionFault, Stored
 from engine.l2.reconfigure import Reconfigurable, Reconfigured, ReconfigureError
 from engine.l2.registry import adapter_class
@@ -13,6 +14,8 @@ from engine.l2.tier import Tier
 from engine.object_key import ObjectKey
 
 logger = logging.getLogger(__name__)
+
+MAX_WORDS = 300
 
 
 def statuses(tiers: Sequence[Tier]) -> list[dict[str, object]]:
@@ -29,10 +32,18 @@ def statuses(tiers: Sequence[Tier]) -> list[dict[str, object]]:
                     "supported_operations": list(adapter.supported_operations),
                     "adapter_index": number,
                     "l2_adapter_index": tier.index,
-                    "status": adapter.status(),
+                    "status": _status(adapter),
                 }
             )
     return entries
+
+
+def _status(adapter: Reconfigurable) -> dict[str, object]:
+    """An adapter that cannot tell must not keep the others from being shown."""
+    try:
+        return adapter.status()
+    except (OSError, EngineError) as error:
+        return {"error": str(error)[:MAX_WORDS]}
 
 
 def reconfigure(

@@ -30,6 +30,8 @@ class Switchable(MemoryAdapter):
     says_only = False
 
     def status(self) -> dict[str, object]:
+        if self.says_only:
+            raise OSError("no answer")
         return {"objects": len(list(self.scan()))}
 
     def reconfigure(self, operation: str, fields: Mapping[str, object]) -> Reconfigured:
@@ -144,6 +146,7 @@ def test_an_object_that_is_there_again_is_not_forgotten() -> None:
     reconfigure([tier], "memory", "drop", 0, {"number": 0})
 
     assert tier.catalog.contains(KEYS[0])
+    assert statuses([tier])[0]["status"] == {"error": "no answer"}
 
 
 def test_an_object_that_is_gone_again_is_not_known_and_a_known_one_keeps_its_size() -> None:
