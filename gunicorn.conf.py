@@ -59,6 +59,7 @@ os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(_metrics_dir)
 def when_ready(server) -> None:
     """The address is ours now and no worker runs yet: the last run's counts go, and an open door is announced."""
     _empty(_metrics_dir)
+    metrics.begin_run()
     # Accepted connections inherit them.
     patience = {socket.SO_RCVTIMEO: _SILENT_CLIENT_S, socket.SO_SNDTIMEO: _DEAF_CLIENT_S}
     for listener in server.LISTENERS:

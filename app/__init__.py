@@ -11,7 +11,7 @@ from typing import Any
 from flask import Flask, Response, g, request
 from flask.json.provider import JSONProvider
 
-from app import audit, autoload, errors, loops, metrics
+from app import audit, autoload, baseline, errors, loops, metrics
 from app.access import Gate
 from app.backend import EXTENSION, Backend
 from app.config import AppConfig
@@ -34,6 +34,7 @@ def create_app(config: AppConfig, backend: Backend, categories: tuple[str, ...])
     app.extensions[CONFIG] = config
     registry = app.extensions[REGISTRY] = metrics.install(app)
     app.extensions[loops.EXTENSION] = []
+    app.extensions[baseline.EXTENSION] = baseline.Baselines()
     autoload.load_blueprints(app, categories)
     policies = app.extensions[errors.POLICIES] = collect_policies(app)
     _guard(app, Gate(config.admin_token, config.read_token), policies)

@@ -86,6 +86,12 @@ class Backend(Protocol):
     def set_log_level(self, name: str, level: str) -> bool:
         """Sets one for all processes; False when too many have one."""
 
+    def metrics_baselines(self) -> dict[str, str]:
+        """What a reset of the metrics subtracts, by process group; see baseline.py."""
+
+    def write_metrics_baselines(self, fields: dict[str, str]) -> None:
+        """Replaces the baselines of these groups, all at once."""
+
     def waiting_place(self) -> AbstractContextManager[None]:
         """To be held by a request that waits. Raises QueueFull: as many wait as may."""
 
@@ -226,6 +232,14 @@ class QueueBackend:
     def set_log_level(self, name: str, level: str) -> bool:
         with self._redis() as client:
             return write_level(client, self._keys, name, level)
+
+    def metrics_baselines(self) -> dict[str, str]:
+        with self._redis() as client:
+            return cast(dict[str, str], client.hgetall(self._keys.metrics_baseline))
+
+    def write_metrics_baselines(self, fields: dict[str, str]) -> None:
+        with self._redis() as client:
+            client.hset(self._keys.metrics_baseline, mapping=cast(Any, fields))
 
     @contextmanager
     def waiting_place(self) -> Iterator[None]:

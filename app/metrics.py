@@ -7,6 +7,7 @@ counts, and the number of files is bounded by the number of workers.
 
 import logging
 import os
+import secrets
 import time
 
 from flask import Flask, Request
@@ -15,8 +16,10 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_flask_exporter import PrometheusMetrics
 
 from app.backend import Backend
-from contract.errors import RedisAway
-from contract.snapshots import METRICS
+from app.baseline import ENGINE, WEB, Baselines, as_text, samples_of, subtract
+from contract.commands import PublishMetrics
+from contract.errors import EngineAway, RedisAway
+from contract.snapshots import METRICS, Snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +28,7 @@ UNMATCHED = "(none)"
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0)
 
 _place = "main"
+_run = secrets.token_hex(6)
 
 
 class HttpMetrics(PrometheusMetrics):
@@ -45,6 +49,12 @@ def install(app: Flask) -> CollectorRegistry:
     return registry
 
 
+def begin_run() -> None:
+    """The counts begin at zero from here on. Called in gunicorn's master before its first worker."""
+    global _run
+    _run = secrets.token_hex(6)
+
+
 def take_place(place: int) -> None:
     """Counts under this number from now on. Called in a new worker, before it serves; live workers never share one."""
     global _place
@@ -56,9 +66,9 @@ def route(request: Request) -> str:
     return request.url_rule.rule if request.url_rule is not None else UNMATCHED
 
 
-def render(backend: Backend, registry: CollectorRegistry) -> str:
+def render(backend: Backend, registry: CollectorRegistry, baselines: Baselines) -> str:
     """All metrics as Prometheus text. Answers without Redis and without the engine, and says so in it."""
-    texts = [_http_text(registry)]
+    http_text = _http_text(registry)
     engine_is_up, redis_is_up, snapshot = False, True, None
     try:
         record = backend.engine_record(reuse=False)
@@ -66,6 +76,8 @@ def render(backend: Backend, registry: CollectorRegistry) -> str:
         snapshot = backend.last_snapshot(METRICS)
     except RedisAway:
         redis_is_up = False
+    baselines.follow(backend.metrics_baselines)
+    texts = [subtract(http_text, baselines.of(_group(), _run))]
     gauges = [
         ("larder_engine_up", "Whether the engine is alive and ready", float(engine_is_up)),
         ("engine_up", "The same as larder_engine_up", float(engine_is_up)),
@@ -74,9 +86,35 @@ def render(backend: Backend, registry: CollectorRegistry) -> str:
     if snapshot is not None:
         gauges.append(("larder_engine_snapshot_age_seconds", "Age of the engine's metrics", snapshot.age_s))
         if engine_is_up:
-            texts.append(snapshot.body["text"])
+            texts.append(subtract(snapshot.body["text"], baselines.of(ENGINE, snapshot.boot_id)))
     texts.extend(f"# HELP {name} {text}\n# TYPE {name} gauge\n{name} {value}\n" for name, text, value in gauges)
     return merge_families(texts)
+
+
+def reset(backend: Backend, registry: CollectorRegistry, baselines: Baselines) -> None:
+    """From now on all counters and histograms are shown less what they are now. Raises ContractError."""
+    snapshot = _latest_of_engine(backend)
+    kept = {} if snapshot is None else {ENGINE: (snapshot.boot_id, samples_of(snapshot.body["text"]))}
+    http_samples = samples_of(_http_text(registry))
+    if _group() == WEB:
+        kept[WEB] = (_run, http_samples)
+    else:
+        baselines.keep(_group(), _run, http_samples)
+    if kept:
+        backend.write_metrics_baselines({group: as_text(run, samples) for group, (run, samples) in kept.items()})
+
+
+def _latest_of_engine(backend: Backend) -> Snapshot | None:
+    """Its metrics with all that was counted until now; of an engine that cannot be asked what it published last."""
+    try:
+        backend.call(PublishMetrics())
+    except EngineAway:
+        pass
+    return backend.last_snapshot(METRICS)
+
+
+def _group() -> str:
+    return WEB if MULTIPROCESS_DIR in os.environ else "process"
 
 
 def merge_families(texts: list[str]) -> str:

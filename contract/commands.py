@@ -5,6 +5,7 @@ op               slow  repeatable  shows in snapshots  reply
 engine.ping      no    yes         no                  {"boot_id"}
 engine.threads   no    yes         no                  {"process", "pid", "blocks"}
 engine.loggers   no    yes         no                  {"levels"}
+metrics.publish  no    yes         yes                 {}
 cache.clear      no    yes         yes                 {"removed", "kept", "doomed"}
 quota.set        no    yes         yes                 {"cache_salt", "limit_bytes"}
 quota.delete     no    no          yes                 {"removed"}
@@ -77,6 +78,14 @@ class ShowLoggers(Command):
 
     op: ClassVar[str] = "engine.loggers"
     timeout_s: ClassVar[float] = 3.0
+
+
+@dataclass(frozen=True)
+class PublishMetrics(Command):
+    """Answered once everything that was counted before it is published."""
+
+    op: ClassVar[str] = "metrics.publish"
+    changes_snapshots: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -197,6 +206,7 @@ COMMANDS: dict[str, type[Command]] = {
         PingEngine,
         ShowThreads,
         ShowLoggers,
+        PublishMetrics,
         ClearCache,
         SetQuota,
         DeleteQuota,

@@ -17,6 +17,7 @@ larder:{I}:prefetch           zset    web, then engine  ids of prefetch jobs by 
 larder:{I}:prefetch:ID        hash    web, then engine  the record of a prefetch job                1 h from its end
 larder:{I}:prefetch:ID:input  string  web               its token ids (JSON)                        until its end
 larder:{I}:loglevels          hash    web               logger -> level, applied by every process   the launcher's start
+larder:{I}:metrics_baseline   hash    web               process group -> what a reset subtracts     one run of the group
 larder:{I}:audit              stream  web               admin actions and their results             the newest 10000
 larder:instances              hash    engine            instance id -> {"boot_id", "address", ...}  until a clean stop
 """
@@ -39,6 +40,7 @@ PATTERNS = (
     "larder:{I}:prefetch:ID",
     "larder:{I}:prefetch:ID:input",
     "larder:{I}:loglevels",
+    "larder:{I}:metrics_baseline",
     "larder:{I}:audit",
     INSTANCES,
 )
@@ -121,6 +123,10 @@ class Keys:
     @property
     def loglevels(self) -> str:
         return self._key("loglevels")
+
+    @property
+    def metrics_baseline(self) -> str:
+        return self._key("metrics_baseline")
 
     @property
     def audit(self) -> str:

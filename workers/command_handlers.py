@@ -1,10 +1,12 @@
 """What each command does: one function per dataclass of contract/commands.py, found by @handles."""
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
+from contract.command_queue import BUSY
 from contract.commands import (
     CancelPrefetch,
     ChecksumBlocks,
@@ -15,6 +17,7 @@ from contract.commands import (
     DeleteQuota,
     ListKeys,
     PingEngine,
+    PublishMetrics,
     Reconfigure,
     SetQuota,
     ShowLoggers,
@@ -24,9 +27,13 @@ from contract.commands import (
 from contract.log_levels import all_levels
 from contract.thread_stacks import process_name, thread_blocks
 from engine.engine import Engine
+from engine.errors import BadRequest, EngineError, NoLayout, TooBusy, UnknownInstance, Unsupported
 from workers import l2_handlers
+from workers.errors import CommandRefused
 from workers.prefetch_jobs import PrefetchJobs
 from workers.tenant_tables import TenantTables
+
+logger = logging.getLogger(__name__)
 
 C = TypeVar("C", bound=Command)
 
@@ -56,6 +63,19 @@ def handles(
     return register
 
 
+def failure_of(command: Command, error: Exception) -> tuple[str, str]:
+    """The code (one of contract.errors.FAILURE_CODES, or BUSY) and the text with which a failed command is answered."""
+    if isinstance(error, BadRequest):
+        codes = {UnknownInstance: "not_found", NoLayout: "conflict", Unsupported: "unsupported"}
+        return next((code for kind, code in codes.items() if isinstance(error, kind)), "bad_request"), str(error)
+    if isinstance(error, TooBusy):
+        return BUSY, str(error)
+    if isinstance(error, CommandRefused):
+        return error.code, str(error)
+    logger.error("command %s failed", command.op, exc_info=error)
+    return "internal", str(error) if isinstance(error, EngineError) else type(error).__name__
+
+
 def run(worker: Worker, command: Command) -> dict[str, Any]:
     """The command's result. Raises engine.errors.BadRequest and its kinds for what the caller did wrong."""
     return HANDLERS[type(command)](worker, command)
@@ -75,6 +95,12 @@ def show_threads(worker: Worker, command: ShowThreads) -> dict[str, Any]:
 @handles(ShowLoggers)
 def show_loggers(worker: Worker, command: ShowLoggers) -> dict[str, Any]:
     return {"levels": all_levels()}
+
+
+@handles(PublishMetrics)
+def publish_metrics(worker: Worker, command: PublishMetrics) -> dict[str, Any]:
+    """Nothing to do here: the reply waits for a publication, as that of each command that shows in snapshots."""
+    return {}
 
 
 @handles(ClearCache)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TextIO
 
 import redis
+from prometheus_client import PlatformCollector, ProcessCollector
 
 from contract import snapshots
 from contract.command_taker import CommandTaker
@@ -95,6 +96,9 @@ class EngineWorker:
         worker = Worker(engine, self._tenants, self._prefetch)
         self._commands = CommandLoop(self._taker, worker, self._publisher, engine.threads)
         engine.stats.registry.register(CommandCounts(self._taker.counts))
+        ProcessCollector(registry=engine.stats.registry)
+        PlatformCollector(registry=engine.stats.registry)
+        self._worker = worker
         self._undo: list[Callable[[], None]] = []
 
     def stop(self) -> None:
@@ -133,6 +137,7 @@ class EngineWorker:
         self._heartbeat.go_to_redis(self._redis, self._usurped)
         self._engine.start()
         self._undo.append(self._engine.stop)
+        self._start_internal_api()
         if not self._with_redis(self._load):
             return
         if not self._with_redis(self._publish_first):
@@ -155,6 +160,19 @@ class EngineWorker:
             time.monotonic() - began, self._settings.instance_id, self._engine.boot_id, self._settings.host,
             self._data_plane.port, self._settings.l1_size_gb, len(self._engine.quotas()),
         )  # fmt: skip
+
+    def _start_internal_api(self) -> None:
+        if not self._settings.internal_api_server_enabled:
+            return
+        # Flask and what comes with it is loaded by those who want it.
+        from workers.internal_api import open_internal_server
+
+        server = open_internal_server(self._settings, self._worker, self._heartbeat.record, self._sources())
+        try:
+            server.start()
+        except OSError as error:
+            raise CannotStart(f"internal_api_server: {server.address}: {error}") from error
+        self._undo.append(server.stop)
 
     def _with_redis(self, step: Callable[[], bool]) -> bool:
         """Repeats a step of the start until Redis lets it happen. False when asked to stop meanwhile."""

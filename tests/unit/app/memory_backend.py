@@ -40,6 +40,7 @@ class MemoryBackend:
     no_place: bool = False
     levels: dict[str, str] = field(default_factory=dict)
     most_levels: int = 200
+    baselines: dict[str, str] = field(default_factory=dict)
 
     def call(self, command: Command, *, issuer: str = "") -> dict[str, Any]:
         self.require_engine()
@@ -106,6 +107,14 @@ class MemoryBackend:
             return False
         self.levels[name] = level
         return True
+
+    def metrics_baselines(self) -> dict[str, str]:
+        self._reach()
+        return dict(self.baselines)
+
+    def write_metrics_baselines(self, fields: dict[str, str]) -> None:
+        self._reach()
+        self.baselines.update(fields)
 
     @contextmanager
     def waiting_place(self) -> Iterator[None]:

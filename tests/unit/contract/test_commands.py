@@ -17,6 +17,7 @@ from contract.commands import (
     DeleteQuota,
     ListKeys,
     PingEngine,
+    PublishMetrics,
     Reconfigure,
     SetQuota,
     ShowLoggers,
@@ -36,6 +37,7 @@ from contract.object_keys import EncodedKey
         ShowThreads("", None),
         ShowThreads("loop", 140037265110720),
         ShowLoggers(),
+        PublishMetrics(),
         ClearCache(force=True),
         SetQuota("", 0),
         SetQuota("Zoë / 東京", 2**60),
@@ -59,6 +61,7 @@ def test_every_command_is_tried_above_and_named_once() -> None:
     assert set(COMMANDS) == {
         "engine.ping", "cache.clear", "quota.set", "quota.delete", "kvcache.check", "prefetch.start", "prefetch.cancel",
         "l2.delete", "l2.list", "l2.scrub", "l2.reconfigure", "engine.threads", "engine.loggers",
+        "metrics.publish",
     }  # fmt: skip
 
 
