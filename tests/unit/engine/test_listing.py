@@ -3,6 +3,7 @@
 import base64
 import itertools
 import json
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from engine.errors import BadRequest, Unsupported
+from engine.errors import BadRequest, TooBusy, Unsupported
 from engine.l1.eviction import LRU
 from engine.l2 import listing
 from engine.l2.base import ConnectionFault, Stored
@@ -259,3 +260,47 @@ def test_a_storage_of_too_many_objects_is_not_listed(monkeypatch: pytest.MonkeyP
 
     with pytest.raises(Unsupported, match="does not support listing more than 300 objects"):
         Listings().page(tier, model_name=None, page_size=1, token=None)
+
+
+def test_a_storage_that_takes_too_long_is_given_up() -> None:
+    clock = Clock()
+
+    class Slow(MemoryAdapter):
+        def scan(self) -> Iterator[Stored]:
+            for number in itertools.count():
+                clock.now += 0.1
+                yield Stored(ObjectKey(number.to_bytes(4), "m", 1), 5, 0.0)
+
+    tier = make_tier(shared=True)
+    tier.adapter = Slow(MemoryConfig())
+
+    with pytest.raises(TooBusy, match="not read through within 50 s"):
+        Listings(clock).page(tier, model_name=None, page_size=1, token=None)
+
+
+def test_who_waits_for_another_reading_gives_up_after_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "WAIT_S", 0.01)
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Waiting(MemoryAdapter):
+        def scan(self) -> Iterator[Stored]:
+            begun.set()
+            assert go_on.wait(30)
+            yield Stored(ObjectKey(b"k", "m", 1), 5, 0.0)
+
+    tier, listings, pages = make_tier(shared=True), Listings(), []
+    tier.adapter = Waiting(MemoryConfig())
+
+    def ask() -> None:
+        pages.append(listings.page(tier, model_name=None, page_size=1, token=None))
+
+    first = threading.Thread(target=ask)
+    first.start()
+    try:
+        assert begun.wait(30)
+        with pytest.raises(TooBusy, match="still being read through"):
+            ask()
+    finally:
+        go_on.set()
+        first.join(30)
+    assert [len(page.entries) for page in pages] == [1]
