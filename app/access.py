@@ -16,6 +16,9 @@ from typing import Any
 
 from app.policy import Level
 
+#: In the environ of a request that came over a Unix socket of our own; headers cannot set it.
+ON_UNIX_SOCKET = "larder.unix_socket"
+
 ANYBODY = "anybody"
 SAME_MACHINE = "same machine"
 UNIX_SOCKET = "unix socket"
@@ -128,6 +131,8 @@ def _admit_same_machine(environ: Mapping[str, Any]) -> str:
 
 
 def _is_unix_socket(environ: Mapping[str, Any]) -> bool:
+    if environ.get(ON_UNIX_SOCKET) is True:
+        return True
     connection = environ.get("gunicorn.socket")
     return isinstance(connection, socket.socket) and connection.family == socket.AF_UNIX
 

@@ -53,6 +53,30 @@ def number(*, above: float | None = None, least: float | None = None, most: floa
     return Rule(parse, f"a number {low}" + ("" if most is None else f" and at most {most:g}"))
 
 
+def boolean() -> Rule:
+    def parse(text: str) -> bool:
+        word = text.strip().lower()
+        if word not in ("true", "false", "1", "0", "yes", "no", "on", "off"):
+            raise ValueError(text)
+        return word in ("true", "1", "yes", "on")
+
+    return Rule(parse, "true or false")
+
+
+def integers(least: int, most: int, longest: int) -> Rule:
+    """Whole numbers: with commas between them in a text, or a list."""
+    one = integer(least, most)
+
+    def parse(given: str | Sequence[Any]) -> tuple[int, ...]:
+        texts = [given] if isinstance(given, str) else [str(part) for part in given]
+        joined = ",".join(text.strip().removeprefix("[").removesuffix("]") for text in texts)
+        parts = [part for part in joined.split(",") if part.strip()]
+        return tuple(one.parse(part) for part in _within(parts, len(parts) <= longest))
+
+    allowed = f"at most {longest} whole numbers from {least} to {most} with commas between them"
+    return Rule(parse, allowed, repeatable=True)
+
+
 def one_of(*choices: str) -> Rule:
     """One of the words; case does not matter where the words differ without it."""
 

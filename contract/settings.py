@@ -114,6 +114,48 @@ class Settings:
         "", rules.redis_url(), "an external Redis; empty = the embedded one on redis_port", alias="REDIS_URL"
     )
     redis_port: int = _setting(6380, rules.integer(1, 65535), "port of the embedded Redis, on loopback")
+    internal_api_server_enabled: bool = _setting(
+        False,
+        rules.boolean(),
+        "whether the engine process serves HTTP by itself, too; see internal_api_server_*",
+        alias="LMCACHE_INTERNAL_API_SERVER_ENABLED",
+    )
+    internal_api_server_host: str = _setting(
+        "0.0.0.0",
+        rules.text(255),
+        "address of the internal API servers",
+        alias="LMCACHE_INTERNAL_API_SERVER_HOST",
+    )
+    internal_api_server_port_start: int = _setting(
+        6999,
+        rules.integer(1, 65000),
+        "port of the internal API server with index 0; worker w has this + 1 + w",
+        alias="LMCACHE_INTERNAL_API_SERVER_PORT_START",
+    )
+    internal_api_server_include_index_list: tuple[int, ...] = _setting(
+        (),
+        rules.integers(0, 65535, 256),
+        "which indices run an internal API server; empty = all",
+        alias="LMCACHE_INTERNAL_API_SERVER_INCLUDE_INDEX_LIST",
+    )
+    internal_api_server_socket_path_prefix: str = _setting(
+        "",
+        rules.text(90),
+        "Unix sockets PREFIX_PORT of mode 0600 instead of ports",
+        alias="LMCACHE_INTERNAL_API_SERVER_SOCKET_PATH_PREFIX",
+    )
+    internal_api_server_access_log: bool = _setting(
+        True,
+        rules.boolean(),
+        "whether the internal API servers log requests, where their log level lets them",
+        alias="LMCACHE_INTERNAL_API_SERVER_ACCESS_LOG",
+    )
+    internal_api_server_log_level: str = _setting(
+        "WARNING",
+        rules.one_of("DEBUG", "INFO", "WARNING", "ERROR"),
+        "least level that internal API servers log",
+        alias="LMCACHE_INTERNAL_API_SERVER_LOG_LEVEL",
+    )
     engine_stuck_seconds: float = _setting(
         30.0, rules.number(least=0), "time without a sound heartbeat after which the launcher starts the engine anew"
     )

@@ -12,10 +12,8 @@ import time
 from contract.command_queue import BUSY
 from contract.command_taker import CommandTaker, Delivery
 from contract.errors import RedisAway
-from engine.errors import BadRequest, EngineError, NoLayout, TooBusy, UnknownInstance, Unsupported
 from engine.periodic import PeriodicThreads, RunRecord
-from workers.command_handlers import Worker, run
-from workers.errors import CommandRefused
+from workers.command_handlers import Worker, failure_of, run
 from workers.outage import Outage
 from workers.publisher import Publisher
 from workers.slow_commands import SlowCommands
@@ -109,15 +107,8 @@ class CommandLoop:
             result = run(self._worker, delivery.command)
         except RedisAway as error:
             logger.warning("command %s %s not begun, it comes again: %s", op, command_id, error)
-        except BadRequest as error:
-            delivery.fail(_code_of(error), str(error))
-        except TooBusy as error:
-            delivery.fail(BUSY, str(error))
-        except CommandRefused as error:
-            delivery.fail(error.code, str(error))
-        except Exception as error:  # the command's top: its failure is its answer
-            logger.exception("command %s %s failed", op, command_id)
-            delivery.fail("internal", str(error) if isinstance(error, EngineError) else type(error).__name__)
+        except Exception as error:  # noqa: BLE001  # the command's top: its failure is its answer, and logged
+            delivery.fail(*failure_of(delivery.command, error))
         else:
             level = logging.INFO if delivery.command.changes_snapshots else logging.DEBUG
             logger.log(level, "command %s %s done in %.1f ms", op, command_id, (time.monotonic() - began) * 1000)
@@ -125,11 +116,3 @@ class CommandLoop:
                 self._publisher.after_next(functools.partial(delivery.reply, result))
             else:
                 delivery.reply(result)
-
-
-def _code_of(error: BadRequest) -> str:
-    if isinstance(error, UnknownInstance):
-        return "not_found"
-    if isinstance(error, NoLayout):
-        return "conflict"
-    return "unsupported" if isinstance(error, Unsupported) else "bad_request"
