@@ -253,8 +253,7 @@ class PrefetchJobs:
             self._sweep_at = now + SWEEP_S
             self._outage.worked()
         if with_counts:
-            with self._starting:
-                self._try_waiting()
+            self._try_waiting()
             self._write_counts_at = now + PROGRESS_S
 
     def _settle(self, *, with_counts: bool) -> None:
@@ -318,12 +317,15 @@ class PrefetchJobs:
     def _try_waiting(self) -> None:
         """Starts left-over jobs, once a worker has registered their model."""
         for request_id in list(self._waiting)[:WAITING_BATCH]:
-            give_up_at = self._waiting[request_id]
-            job = self._store.load(request_id)
-            must_wait = job is not None and job.status == SUBMITTED and not self._try_again(job, give_up_at)
-            self._waiting.pop(request_id, None)
-            if must_wait:
-                self._waiting[request_id] = give_up_at  # at the end, so that others are tried as well
+            # One at a time: reading a million token ids takes a while, and commands want to begin jobs meanwhile.
+            with self._starting:
+                if self._stopping.is_set() or (give_up_at := self._waiting.get(request_id)) is None:
+                    continue
+                job = self._store.load(request_id)
+                must_wait = job is not None and job.status == SUBMITTED and not self._try_again(job, give_up_at)
+                self._waiting.pop(request_id, None)
+                if must_wait:
+                    self._waiting[request_id] = give_up_at  # at the end, so that others are tried as well
 
     def _try_again(self, job: PrefetchJob, give_up_at: float) -> bool:
         """Whether the job needs no further try: it runs, or is over."""
