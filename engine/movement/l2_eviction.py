@@ -7,6 +7,9 @@ capacity  used > capacity x trigger_watermark         the policy's order        
 full      writes found no room (`storage_full`)       the policy's order                 eviction_ratio of used less, or
                                                                                          room for all of them
 
+Where writes find no room though some was made, and nothing was written since, deleting does not help (somebody else
+fills the disk, or the storage counts late): it is tried again after a pause that doubles.
+
 Each adapter has a loop of its own, so that a hanging one holds up nobody else. A loop works in passes of two seconds at
 most; what is left is the next one's. An object that is being read or written is passed over. A storage that cannot be
 reached ends the pass; the next one tries again. While a catalog's scan runs, only what it knows counts.
@@ -39,6 +42,9 @@ SLICE = 256
 MAX_REFUSALS_IN_A_ROW = 64
 #: A write that fails for want of room this soon after more was made than had been asked for may have begun before.
 SETTLING_S = 0.25
+#: Between two attempts to make room where that does not help.
+FIRST_PAUSE_S = 10.0
+LONGEST_PAUSE_S = 600.0
 
 Rows = Sequence[tuple[ObjectKey, int]]
 Clock = Callable[[], float]
@@ -107,6 +113,11 @@ class TierEvictor:
         #: Bytes freed, or about to be, beyond what was asked for; counts until a moment after they were freed.
         self._room_to_spare = 0
         self._made_room_at = float("-inf")
+        #: Bytes in use after room was made, and the pause that begins soon after that; 0 = writes went on since.
+        self._used_after_room, self._pause_s = -1, 0.0
+        self._pause_from = self._pause_until = float("-inf")
+        #: Whether somebody was refused room during the pause.
+        self._refused_room = False
         self._draining = False
         self._complaint = ""
         #: Whether the last pass ran out of time.
@@ -118,8 +129,13 @@ class TierEvictor:
         return trigger is not None and self._tier.catalog.bytes_used > trigger and not self._complaint
 
     def ask_for_room(self, nbytes: int) -> bool:
-        """Has the next pass free `nbytes` more; False when as much is being freed already, or was just now."""
+        """Has the next pass free `nbytes` more.
+
+        False when as much is being freed already, or was just now, or when that has not helped before.
+        """
         with self._lock:
+            if self._is_in_vain():
+                return False
             if self._room_goal is None and self._clock() - self._made_room_at >= SETTLING_S:
                 self._room_to_spare = 0
             spared = min(nbytes, self._room_to_spare)
@@ -136,6 +152,8 @@ class TierEvictor:
                 self._evict_over_quota(walk)
             if complaint := self._evict_to_goal(walk):
                 kind = "room"
+            elif complaint := self._in_vain():
+                kind = "vain"
         except ConnectionFault as error:
             kind, complaint = "fault", f"the storage cannot be reached: {error}"
         if walk.refusals_in_a_row >= MAX_REFUSALS_IN_A_ROW:
@@ -143,6 +161,40 @@ class TierEvictor:
         self.has_more_to_do = walk.out_of_time
         self._complain(kind, complaint)
         return walk.summary(complaint)
+
+    def _is_in_vain(self) -> bool:
+        """Whether what was freed last was of no use, and it is too early to try again. Call under the lock."""
+        if self._room_goal is not None or not self._is_of_no_use():
+            return False
+        now = self._clock()
+        if now >= self._pause_until:
+            self._pause_s = min(LONGEST_PAUSE_S, 2 * self._pause_s)
+            self._pause_from, self._pause_until = now, now + self._pause_s
+            return False
+        self._refused_room = self._refused_room or now >= self._pause_from
+        return now >= self._pause_from
+
+    def _is_of_no_use(self) -> bool:
+        """Whether room was made and nothing was written since. Call under the lock."""
+        if self._pause_s and self._tier.catalog.bytes_used > self._used_after_room:
+            self._pause_s, self._refused_room = 0.0, False
+        return self._pause_s > 0
+
+    def _in_vain(self) -> str:
+        """What to say of room that was made and is of no use; empty when nothing is."""
+        with self._lock:
+            if not self._is_of_no_use() or not self._refused_room:
+                return ""
+            return f"writes find no room though some was made, nothing is deleted for {self._pause_s:.0f} s"
+
+    def _note_room(self) -> None:
+        """Room was made. Call under the lock."""
+        self._room_goal, self._made_room_at = None, self._clock()
+        self._used_after_room = self._tier.catalog.bytes_used
+        if not self._pause_s:
+            self._pause_s = FIRST_PAUSE_S
+            self._pause_from = self._made_room_at + SETTLING_S
+            self._pause_until = self._made_room_at + self._pause_s
 
     # ---- quotas
 
@@ -181,7 +233,7 @@ class TierEvictor:
             passed += walk.evict(rows, lambda: catalog.bytes_used > goal)
         with self._lock:
             if self._room_goal is not None:
-                self._room_goal, self._made_room_at = None, self._clock()
+                self._note_room()
         if (used := catalog.bytes_used) <= goal:
             return ""
         known = "" if catalog.complete else ", the scan is not over yet"

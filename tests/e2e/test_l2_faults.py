@@ -34,7 +34,7 @@ from tests.waiting import wait_for
 POOL_BYTES = 2 << 20
 PROMPTS = 6 * POOL_BYTES // PROMPT_BYTES
 DEADLINE_S = 0.8
-CALM_S, FAULT_S = 0.6, 2.0
+CALM_S, FAULT_S = 0.5, 1.8
 
 CALLS, WRITES = "larder_l2_calls_total", "larder_l2_write_back_objects_total"
 QUARANTINED, STALLED = "larder_l2_quarantined_objects_total", "larder_l2_stalled_calls_total"

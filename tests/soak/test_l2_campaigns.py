@@ -8,7 +8,7 @@ import json
 import random
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -93,8 +93,20 @@ def test_a_minute_of_damage(site: Site, tmp_path: Path, kind: str) -> None:
 
 
 def test_a_minute_of_full_disk(site: Site, tmp_path: Path) -> None:
-    seen = drill(site, tmp_path, DAMAGE_S, full_rate=1.0)
+    held: list[int] = []
+    catalog = site.engine.l2.tiers[0].catalog
 
+    @contextmanager
+    def full() -> Iterator[None]:
+        held.append(len(catalog))
+        with site.fault(full_rate=1.0):
+            yield
+            held.append(len(catalog))
+
+    with L2Load(site.port, tmp_path / "clients", prompts=PROMPTS, roles=ROLES) as load:
+        seen = run_drill(site, load, full(), calm_s=CALM_S, fault_s=DAMAGE_S)
+
+    assert held[1] > held[0] / 4, "what is deleted for room that never comes is not much"
     assert seen.counted(CALLS, operation="write", outcome="full") > 0
     assert seen.states == {"closed"}
 

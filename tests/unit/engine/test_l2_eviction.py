@@ -126,11 +126,32 @@ def test_a_write_that_found_no_room_gets_some_whatever_the_capacity_is_said_to_b
     assert world.left() == keys(12, start=8)
 
     world.clock.now += SETTLING_S
+    world.put(key(20))
     assert world.evictor.ask_for_room(4 * SIZE)
     assert world.evictor.ask_for_room(SIZE), "room for each of those that found none"
     world.evictor.run_pass()
-    assert world.left() == keys(7, start=13)
+    assert world.left() == keys(8, start=13)
     assert world.evictor.run_pass() is None
+
+
+def test_where_making_room_does_not_help_little_is_deleted_and_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    world = World()
+    world.put(*keys(100))
+
+    for _ in range(600):
+        world.evictor.ask_for_room(SIZE)
+        world.evictor.run_pass()
+        world.clock.now += 0.1
+
+    assert 30 < len(world.left()) < 60, "after a minute of writes that find no room"
+    assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 1
+    world.put(key(100))
+    before = len(world.left())
+    assert world.evictor.ask_for_room(SIZE), "something was written: room helps again"
+    world.evictor.run_pass()
+    assert len(world.left()) < before
+    assert "works again" in caplog.text
 
 
 def test_a_storage_that_is_full_takes_objects_again_after_a_pass() -> None:
