@@ -2,7 +2,7 @@
 
 The KV is made up, but not of plain noise, which nothing compresses, nor of zeros: float16, 8 heads of 128 channels,
 normally distributed. Each channel has a scale of its own (log-normal, sigma 0.8), one in 32 is an outlier eight times
-as large, each has an offset of its own as keys have, and each token is a fifth of the one before.
+as large, each has an offset of its own as keys have, and a fifth of each token is carried over from the one before.
 """
 
 import os
