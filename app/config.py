@@ -17,6 +17,7 @@ class AppConfig:
     admin_token: str = ""
     read_token: str = ""
     max_body_bytes: int = MAX_BODY_BYTES
+    run_script_enabled: bool = False
 
     @classmethod
     def from_settings(cls, settings: "Settings") -> "AppConfig":
@@ -25,4 +26,5 @@ class AppConfig:
             http_port=settings.http_port,
             admin_token=settings.admin_token,
             read_token=settings.read_token,
+            run_script_enabled=settings.run_script_enabled,
         )

@@ -6,6 +6,7 @@ engine.ping      no    yes         no                  {"boot_id"}
 engine.threads   no    yes         no                  {"process", "pid", "blocks"}
 engine.loggers   no    yes         no                  {"levels"}
 metrics.publish  no    yes         yes                 {}
+script.run       yes   no          no                  {"text"} or {"error"}
 cache.clear      no    yes         yes                 {"removed", "kept", "doomed"}
 quota.set        no    yes         yes                 {"cache_salt", "limit_bytes"}
 quota.delete     no    no          yes                 {"removed"}
@@ -38,6 +39,7 @@ MAX_INTEGER = 2**63 - 1
 MAX_KEYS = 10_000
 MAX_PAGE_SIZE = 5000
 MAX_TEXT = 16_384
+MAX_SCRIPT_BYTES = 65_536
 SCRUB_ACTIONS = ("start", "stop", "state")
 
 
@@ -86,6 +88,17 @@ class PublishMetrics(Command):
 
     op: ClassVar[str] = "metrics.publish"
     changes_snapshots: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class RunScript(Command):
+    """Runs Python source in the engine's process, where that is switched on."""
+
+    op: ClassVar[str] = "script.run"
+    repeatable: ClassVar[bool] = False
+    slow: ClassVar[bool] = True
+    timeout_s: ClassVar[float] = 45.0
+    script: str
 
 
 @dataclass(frozen=True)
@@ -207,6 +220,7 @@ COMMANDS: dict[str, type[Command]] = {
         ShowThreads,
         ShowLoggers,
         PublishMetrics,
+        RunScript,
         ClearCache,
         SetQuota,
         DeleteQuota,
@@ -295,6 +309,12 @@ def _optional_text(value: object) -> str | None:
     return None if value is None else _text(value)
 
 
+def _script(value: object) -> str:
+    if not isinstance(value, str) or len(value) > MAX_SCRIPT_BYTES:
+        raise ValueError(f"a text of at most {MAX_SCRIPT_BYTES} characters")
+    return value
+
+
 def _optional_integer(value: object) -> int | None:
     return None if value is None else _integer(value)
 
@@ -334,6 +354,7 @@ _FIELDS: dict[str, Callable[[object], Any]] = {
     "force": _boolean,
     "name": _text,
     "thread_id": _optional_integer,
+    "script": _script,
     "cache_salt": _salt,
     "limit_bytes": _count,
     "instance_id": _integer,

@@ -20,11 +20,13 @@ class Rule:
     """`parse` returns the value of a text or raises ValueError; `allowed` is for people.
 
     A rule that is `repeatable` gets the texts of all its flags as a list, and what a file has as the file has it.
+    The flag of a rule that `is_switch` means true when no value follows it.
     """
 
     parse: Callable[[Any], Any]
     allowed: str
     repeatable: bool = False
+    is_switch: bool = False
 
 
 class Refused(ValueError):
@@ -60,7 +62,22 @@ def boolean() -> Rule:
             raise ValueError(text)
         return word in ("true", "1", "yes", "on")
 
-    return Rule(parse, "true or false")
+    return Rule(parse, "true or false", is_switch=True)
+
+
+def module_names(longest: int) -> Rule:
+    """Names of Python modules: with commas or spaces between them in a text, or a list."""
+
+    def parse(given: str | Sequence[Any]) -> tuple[str, ...]:
+        texts = [given] if isinstance(given, str) else given
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise Refused("is no list of names")
+        names = [name for text in texts for name in re.split(r"[\s,\[\]\"']+", text) if name]
+        if not all(part.isidentifier() for name in names for part in name.split(".")):
+            raise Refused("has a word that is no name of a module")
+        return tuple(_within(names, len(names) <= longest))
+
+    return Rule(parse, f"at most {longest} names of modules with commas between them", repeatable=True)
 
 
 def integers(least: int, most: int, longest: int) -> Rule:

@@ -35,11 +35,20 @@ class SettingError(ContractError):
 
 
 def _setting(
-    default: Any, rule: rules.Rule, help_text: str, *, flag: bool = True, alias: str = "", secret: bool = False
+    default: Any,
+    rule: rules.Rule,
+    help_text: str,
+    *,
+    flag: bool = True,
+    alias: str = "",
+    secret: bool = False,
+    flag_alias: str = "",
 ) -> Any:
-    """`secret`: the value may hold one, so it is neither shown in messages nor in the representation."""
+    """`secret`: the value may hold one, so it is neither shown in messages nor in the representation. `alias` is
+    another name in the environment, `flag_alias` another flag."""
     secret = secret or not flag
-    metadata = {"rule": rule, "help": help_text, "flag": flag, "alias": alias, "secret": secret}
+    names = {"flag": flag, "alias": alias, "flag_alias": flag_alias}
+    metadata = {"rule": rule, "help": help_text, "secret": secret, **names}
     return field(default=default, metadata=metadata, repr=not secret and not alias)
 
 
@@ -166,6 +175,18 @@ class Settings:
         64 * MIB, rules.integer(65536, 1024 * MIB), "bytes of commands waiting or running before 503"
     )
     log_level: str = _setting("INFO", rules.one_of("DEBUG", "INFO", "WARNING", "ERROR"), "least level that is logged")
+    run_script_enabled: bool = _setting(
+        False,
+        rules.boolean(),
+        "whether POST /run_script runs Python in the engine's process",
+        flag_alias="--run-script-api-enabled",
+    )
+    script_allowed_imports: tuple[str, ...] = _setting(
+        (),
+        rules.module_names(100),
+        "modules that scripts of /run_script may import",
+        alias="LMCACHE_SCRIPT_ALLOWED_IMPORTS",
+    )
     admin_token: str = _setting("", rules.token(), "opens the admin routes; empty = loopback only", flag=False)
     read_token: str = _setting("", rules.token(), "opens the read routes; empty = open", flag=False)
 
@@ -321,6 +342,9 @@ def _parser() -> argparse.ArgumentParser:
             rule: rules.Rule = item.metadata["rule"]
             default = "none" if item.default == () else repr(item.default)
             text = f"{item.metadata['help']} ({rule.allowed}; default {default})"
-            action = "append" if rule.repeatable else "store"
-            parser.add_argument(flag_name(item.name), metavar="VALUE", action=action, help=text.replace("%", "%%"))
+            how: dict[str, Any] = {"action": "append"} if rule.repeatable else {"action": "store"}
+            if rule.is_switch:
+                how.update(nargs="?", const="true")
+            flags = [name for name in (flag_name(item.name), item.metadata["flag_alias"]) if name]
+            parser.add_argument(*flags, dest=item.name, metavar="VALUE", help=text.replace("%", "%%"), **how)
     return parser

@@ -1,5 +1,6 @@
 """What each command does: one function per dataclass of contract/commands.py, found by @handles."""
 
+import hashlib
 import logging
 import os
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from contract.commands import (
     PingEngine,
     PublishMetrics,
     Reconfigure,
+    RunScript,
     SetQuota,
     ShowLoggers,
     ShowThreads,
@@ -31,6 +33,7 @@ from engine.errors import BadRequest, EngineError, NoLayout, TooBusy, UnknownIns
 from workers import l2_handlers
 from workers.errors import CommandRefused
 from workers.prefetch_jobs import PrefetchJobs
+from workers.script_runner import ScriptRunner
 from workers.tenant_tables import TenantTables
 
 logger = logging.getLogger(__name__)
@@ -45,6 +48,8 @@ class Worker:
     engine: Engine
     tenants: TenantTables
     prefetch: PrefetchJobs
+    #: None: scripts are switched off.
+    scripts: ScriptRunner | None = None
 
 
 Handler = Callable[[Worker, Any], dict[str, Any]]
@@ -101,6 +106,15 @@ def show_loggers(worker: Worker, command: ShowLoggers) -> dict[str, Any]:
 def publish_metrics(worker: Worker, command: PublishMetrics) -> dict[str, Any]:
     """Nothing to do here: the reply waits for a publication, as that of each command that shows in snapshots."""
     return {}
+
+
+@handles(RunScript)
+def run_script(worker: Worker, command: RunScript) -> dict[str, Any]:
+    if worker.scripts is None:
+        raise CommandRefused("not_found", "run_script is switched off in the engine (--run-script-enabled)")
+    digest = hashlib.sha256(command.script.encode(errors="replace")).hexdigest()
+    logger.warning("running a script of %d characters, sha256 %s", len(command.script), digest)
+    return dict(worker.scripts.run(command.script))
 
 
 @handles(ClearCache)

@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import redis
 from prometheus_client import PlatformCollector, ProcessCollector
@@ -52,6 +52,8 @@ from workers.ownership import claim_instance, lock_file
 from workers.prefetch_jobs import PrefetchJobs
 from workers.publisher import Publisher
 from workers.queue_metrics import CommandCounts
+from workers.script_app import make_script_app
+from workers.script_runner import ScriptRunner
 from workers.tenant_tables import TenantTables
 
 logger = logging.getLogger(__name__)
@@ -93,7 +95,10 @@ class EngineWorker:
             self._redis, self._keys, engine.boot_id, self._sources(), self._tenants, engine.threads
         )
         self._prefetch = PrefetchJobs(engine, PrefetchStore(self._redis, self._keys), engine.threads)
-        worker = Worker(engine, self._tenants, self._prefetch)
+        scripts = None
+        if settings.run_script_enabled:
+            scripts = ScriptRunner(make_script_app(engine), settings.script_allowed_imports)
+        worker = Worker(engine, self._tenants, self._prefetch, scripts)
         self._commands = CommandLoop(self._taker, worker, self._publisher, engine.threads)
         engine.stats.registry.register(CommandCounts(self._taker.counts))
         ProcessCollector(registry=engine.stats.registry)
@@ -225,11 +230,18 @@ class EngineWorker:
         engine = self._engine
         return {
             snapshots.STATUS: engine.status,
-            snapshots.CONF: lambda: mask_secrets(engine.configuration()),
+            snapshots.CONF: self._configuration,
             snapshots.ADAPTERS: lambda: describe_adapters(engine.l2),
             snapshots.PERIODIC_THREADS: engine.threads.describe,
             snapshots.METRICS: lambda: {"text": engine.metrics_text()},
         }
+
+    def _configuration(self) -> object:
+        """The engine's, and what of the process's own settings LMCache shows in the same place."""
+        groups: dict[str, Any] = dict(self._engine.configuration())
+        names = ("run_script_enabled", "script_allowed_imports")
+        groups["mp"] = {**groups["mp"], **{name: getattr(self._settings, name) for name in names}}
+        return mask_secrets(groups)
 
     def _shut_down(self, *, forget: bool) -> None:
         """Undoes what was started, latest first."""

@@ -19,6 +19,7 @@ from contract.commands import (
     PingEngine,
     PublishMetrics,
     Reconfigure,
+    RunScript,
     SetQuota,
     ShowLoggers,
     ShowThreads,
@@ -38,6 +39,7 @@ from contract.object_keys import EncodedKey
         ShowThreads("loop", 140037265110720),
         ShowLoggers(),
         PublishMetrics(),
+        RunScript("result = '東京'"),
         ClearCache(force=True),
         SetQuota("", 0),
         SetQuota("Zoë / 東京", 2**60),
@@ -61,7 +63,7 @@ def test_every_command_is_tried_above_and_named_once() -> None:
     assert set(COMMANDS) == {
         "engine.ping", "cache.clear", "quota.set", "quota.delete", "kvcache.check", "prefetch.start", "prefetch.cancel",
         "l2.delete", "l2.list", "l2.scrub", "l2.reconfigure", "engine.threads", "engine.loggers",
-        "metrics.publish",
+        "metrics.publish", "script.run",
     }  # fmt: skip
 
 
