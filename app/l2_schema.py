@@ -1,19 +1,45 @@
 """The forms of requests about L2: keys of objects, pages, and changes of DAX devices."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from marshmallow import INCLUDE, RAISE, ValidationError, fields
 
 from app.request_schema import Boolean, Integer, LarderSchema, Problem, QueryInteger, StrictField, Text, invalid
 from app.request_schema import to_integer as _to_integer
-from contract.commands import MAX_PAGE_SIZE
+from contract.commands import MAX_KEYS, MAX_PAGE_SIZE
 from contract.object_keys import EncodedKey
 
 DEFAULT_PAGE_SIZE = 500
+EXAMPLE_KEY = {
+    "chunk_hash_hex": "0f2c9b",
+    "model_name": "llama-8b",
+    "kv_rank": 16777472,
+    "object_group_id": 0,
+    "cache_salt": "",
+}
+KEY_PROPERTIES: dict[str, Any] = {
+    "chunk_hash_hex": {"type": "string", "description": "Hexadecimal of even length."},
+    "model_name": {"type": "string", "description": "Without `@`."},
+    "kv_rank": {"type": "integer"},
+    "object_group_id": {"type": "integer", "minimum": 0, "default": 0},
+    "cache_salt": {"type": "string", "maxLength": 128, "default": "", "description": "Without `@`, `/`, `\\`, NUL."},
+}
 
 
 class KeyList(StrictField):
     """A list of keys as one field: ten thousand of them are read in a moment."""
+
+    json_schema: ClassVar[Mapping[str, Any]] = {
+        "type": "array",
+        "maxItems": MAX_KEYS,
+        "items": {
+            "type": "object",
+            "required": ["chunk_hash_hex", "model_name", "kv_rank"],
+            "properties": KEY_PROPERTIES,
+            "additionalProperties": True,
+        },
+    }
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> list[EncodedKey]:
         if not isinstance(value, list):
@@ -50,6 +76,8 @@ def _read_part(name: str, value: Any) -> Any:
 class PageSize(QueryInteger):
     """How many keys a page may have."""
 
+    json_schema: ClassVar[Mapping[str, Any]] = {"type": "integer", "minimum": 1, "maximum": MAX_PAGE_SIZE}
+
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
         number = super()._deserialize(value, attr, data, **kwargs)
         if not 1 <= number <= MAX_PAGE_SIZE:
@@ -58,7 +86,9 @@ class PageSize(QueryInteger):
 
 
 class AdapterQuery(LarderSchema):
-    adapter: fields.Field = Text(load_default=None)
+    adapter: fields.Field = Text(
+        load_default=None, metadata={"description": "A `type_name`, the first adapter of that type; else the primary."}
+    )
 
 
 class DeleteBody(LarderSchema):
@@ -66,9 +96,13 @@ class DeleteBody(LarderSchema):
 
 
 class ListQuery(AdapterQuery):
-    model_name: fields.Field = Text(load_default=None)
-    page_size: fields.Field = PageSize(load_default=DEFAULT_PAGE_SIZE)
-    page_token: fields.Field = Text(load_default=None)
+    model_name: fields.Field = Text(load_default=None, metadata={"description": "Only keys of exactly this model."})
+    page_size: fields.Field = PageSize(
+        load_default=DEFAULT_PAGE_SIZE, metadata={"description": "At most so many keys in the answer."}
+    )
+    page_token: fields.Field = Text(
+        load_default=None, metadata={"description": "`next_page_token` of the page before; empty counts as none."}
+    )
 
 
 class Size(StrictField):

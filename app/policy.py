@@ -77,6 +77,8 @@ def collect_policies(app: Flask) -> dict[str, Policy]:
     for endpoint, view in app.view_functions.items():
         declared = getattr(view, _ATTRIBUTE, None)
         if declared is None:
-            raise ValueError(f"the view {endpoint} does not say who may call it; decorate it with @policy")
+            raise ValueError(
+                f"the view {endpoint} in {view.__module__} does not say who may call it; decorate it with @policy"
+            )
         policies[endpoint] = declared
     return policies

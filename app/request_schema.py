@@ -15,13 +15,14 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from flask import request
 from marshmallow import EXCLUDE, Schema, ValidationError
 from marshmallow.fields import Field
 from werkzeug.exceptions import RequestEntityTooLarge
 
+from app.declarations import Body, declare
 from app.errors import Unprocessable
 
 R = TypeVar("R")
@@ -57,7 +58,9 @@ class LarderSchema(Schema):
 
 
 class StrictField(Field):
-    """Its messages know their types."""
+    """Its messages know their types. `json_schema` is what the API document says of the values it takes."""
+
+    json_schema: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -70,6 +73,8 @@ class StrictField(Field):
 class Integer(StrictField):
     """An integer from a JSON body."""
 
+    json_schema: ClassVar[Mapping[str, Any]] = {"type": "integer"}
+
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
         return to_integer(value)
 
@@ -77,12 +82,16 @@ class Integer(StrictField):
 class QueryInteger(StrictField):
     """An integer from a query string."""
 
+    json_schema: ClassVar[Mapping[str, Any]] = {"type": "integer"}
+
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
         return _integer_from_text(value)
 
 
 class Boolean(StrictField):
     """A boolean from a query string or a JSON body."""
+
+    json_schema: ClassVar[Mapping[str, Any]] = {"type": "boolean"}
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> bool:
         word = value.strip().lower() if isinstance(value, str) else _number_word(value)
@@ -96,6 +105,8 @@ class Boolean(StrictField):
 class Text(StrictField):
     """A string, from a query or a body."""
 
+    json_schema: ClassVar[Mapping[str, Any]] = {"type": "string"}
+
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
         if not isinstance(value, str):
             raise invalid("string_type", "not a string")
@@ -106,6 +117,8 @@ class Text(StrictField):
 
 class IntegerList(StrictField):
     """A list of integers as one field: a field per member costs twenty times as much."""
+
+    json_schema: ClassVar[Mapping[str, Any]] = {"type": "array", "items": {"type": "integer"}}
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> list[int]:
         if not isinstance(value, list):
@@ -142,17 +155,22 @@ def takes_query(schema: type[Schema]) -> Callable[[Callable[..., R]], Callable[.
             last_of_each = {name: values[-1] for name, values in request.args.lists()}
             return view(**path, **load(checked, last_of_each, "query"))
 
-        return with_query
+        return declare(with_query, query=schema, is_checked=True)
 
     return decorate
 
 
 def takes_body(
-    schema: type[Schema], *, parse: Callable[[bytes], Any] | None = None, max_bytes: int | None = None
+    schema: type[Schema],
+    *,
+    example: Any = None,
+    parse: Callable[[bytes], Any] | None = None,
+    max_bytes: int | None = None,
 ) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """The view gets the checked members of the JSON body as keyword arguments.
 
-    `parse` reads the body in place of parse_json; `max_bytes` is what it may have in place of the application's limit.
+    `example` is for the API document; `parse` reads the body in place of parse_json; `max_bytes` is what it may have in
+    place of the application's limit.
     """
     checked = schema()
 
@@ -163,7 +181,7 @@ def takes_body(
                 request.max_content_length = max_bytes
             return view(**path, **load(checked, json_body(parse), "body"))
 
-        return with_body
+        return declare(with_body, body=Body(schema, example), is_checked=True)
 
     return decorate
 

@@ -2,12 +2,14 @@
 
 import json
 from functools import lru_cache
+from typing import Any
 
 from flask import Blueprint, Response, current_app
 
 import app
 from app.backend import current_backend
 from app.config import AppConfig
+from app.declarations import answers, refuses
 from app.errors import RouteError
 from app.policy import ERROR, Level, policy
 from contract.masking import mask_secrets
@@ -15,11 +17,20 @@ from contract.snapshots import CONF
 
 router = Blueprint("conf", __name__)
 
+Group = dict[str, Any]
+EXAMPLE = {
+    "mp": {"chunk_size": 256, "hash_algorithm": "blake3", "http_host": "0.0.0.0", "http_port": 8080},
+    "storage_manager": {"eviction_config": {"eviction_policy": "LRU", "trigger_watermark": 0.8}},
+    "observability": {"metrics_enabled": True},
+}
+
 
 @router.get("/conf")
 @policy(Level.READ, ERROR)
+@answers(200, {"mp": Group, "storage_manager": Group, "observability": Group, ...: Group}, example=EXAMPLE)
+@refuses(503, "configs not initialized", "Redis does not answer: timed out")
 def conf() -> Response:
-    """The last published configuration. 503 only if no engine ever published one (or Redis is away)."""
+    """The configuration in force, as last published. 503 only if no engine ever published one (or Redis is away)."""
     published = current_backend().last_text(CONF)
     if published is None:
         raise RouteError(503, "configs not initialized")

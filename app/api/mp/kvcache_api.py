@@ -3,13 +3,14 @@
 The same question in two forms. Whether the instance is known is asked before the form of the blocks is judged.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 from flask import Blueprint
 from marshmallow import fields
 
 from app.backend import Backend, current_backend
 from app.block_ids import MAX_BLOCKS, parse_block_ids, show_block_ids
+from app.declarations import answers, refuses
 from app.errors import RouteError
 from app.policy import ERROR, ErrorShape, Level, policy
 from app.request_schema import Boolean, Integer, IntegerList, LarderSchema, QueryInteger, Text, takes_body, takes_query
@@ -20,25 +21,60 @@ router = Blueprint("kvcache", __name__)
 CHECKSUMS = ErrorShape("detail", engine_away="server not initialized")
 
 
+ABOUT_BLOCKS = {"description": "Needed. The blocks, in order: `0,[2,5],8` is 0, 2, 3, 4, 5, 8."}
+ABOUT_CHUNK = {"description": "Needed, above 0: how many blocks a digest is of."}
+ABOUT_INSTANCE = {"description": "The registered client."}
+ABOUT_LAYERS = {"description": "Digests for each layer by itself."}
+MD5 = "900150983cd24fb0d6963f7d28e17f72"
+
+
 class CheckQuery(LarderSchema):
-    block_ids: fields.Field = Text(load_default="")
-    chunk_size: fields.Field = QueryInteger(load_default=0)
-    instance_id: fields.Field = QueryInteger(load_default=0)
-    layerwise: fields.Field = Boolean(load_default=False)
+    block_ids: fields.Field = Text(load_default="", metadata=ABOUT_BLOCKS)
+    chunk_size: fields.Field = QueryInteger(load_default=0, metadata=ABOUT_CHUNK)
+    instance_id: fields.Field = QueryInteger(load_default=0, metadata=ABOUT_INSTANCE)
+    layerwise: fields.Field = Boolean(load_default=False, metadata=ABOUT_LAYERS)
 
 
 class ChecksumsBody(LarderSchema):
-    block_ids: fields.Field = IntegerList(load_default=list)
-    chunk_size: fields.Field = Integer(load_default=0)
-    instance_id: fields.Field = Integer(load_default=0)
-    layerwise: fields.Field = Boolean(load_default=False)
+    block_ids: fields.Field = IntegerList(load_default=list, metadata={"description": "Needed. The blocks, in order."})
+    chunk_size: fields.Field = Integer(load_default=0, metadata=ABOUT_CHUNK)
+    instance_id: fields.Field = Integer(load_default=0, metadata=ABOUT_INSTANCE)
+    layerwise: fields.Field = Boolean(load_default=False, metadata=ABOUT_LAYERS)
+
+
+answers_digests = answers(
+    200,
+    {
+        "status": Literal["success"],
+        "chunk_size": int,
+        "num_chunks": int,
+        "chunk_checksums": list[str] | dict[str, list[str]],
+        "layerwise": bool,
+        "block_id_ranges": str,
+    },
+    example={
+        "status": "success",
+        "chunk_size": 4,
+        "num_chunks": 2,
+        "chunk_checksums": [MD5, MD5],
+        "layerwise": False,
+        "block_id_ranges": "0,[2,5],8",
+    },
+    says="With `layerwise` the digests stand under `layer_0` and so on.",
+)
 
 
 @router.get("/kvcache/check")
 @policy(Level.ADMIN, ERROR)
 @takes_query(CheckQuery)
+@answers_digests
+@refuses(400, "block_ids is required", "Invalid block_ids format", "chunk_size must be positive")
+@refuses(404, "instance_id 7 not registered")
+@refuses(501, "checksum not supported for this engine type")
+@refuses(503)
 def check(block_ids: str, chunk_size: int, instance_id: int, layerwise: bool) -> dict[str, Any]:
-    """The blocks in the mixed text form."""
+    """MD5 over blocks of a client's KV memory. Not over what is cached: to compare what was stored with what came
+    back."""
     backend = current_backend()
     if not block_ids.strip():
         raise _refusal(backend, instance_id, "block_ids is required")
@@ -51,9 +87,14 @@ def check(block_ids: str, chunk_size: int, instance_id: int, layerwise: bool) ->
 
 @router.post("/cache/checksums")
 @policy(Level.ADMIN, CHECKSUMS)
-@takes_body(ChecksumsBody)
+@takes_body(ChecksumsBody, example={"instance_id": 7, "block_ids": [0, 2, 3, 4, 5, 8], "chunk_size": 4})
+@answers_digests
+@refuses(400, "block_ids is required", "chunk_size must be positive", "100001 block_ids, at most 100000 are taken")
+@refuses(404, "instance_id 7 not registered")
+@refuses(501, "checksum not supported for this engine type")
+@refuses(503)
 def checksums(block_ids: list[int], chunk_size: int, instance_id: int, layerwise: bool) -> dict[str, Any]:
-    """The blocks as a JSON list."""
+    """MD5 over blocks of a client's KV memory, named in a list."""
     backend = current_backend()
     if not block_ids:
         raise _refusal(backend, instance_id, "block_ids is required")

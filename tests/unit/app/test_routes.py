@@ -250,7 +250,7 @@ def test_errors_of_checksums(client: FlaskClient, body: dict[str, Any], status: 
     assert (answer.status_code, answer.get_json()) == (status, {"detail": detail})
 
 
-@pytest.mark.parametrize("path", ["/nope", "/status/", "/STATUS", "/l2/adapters/x", "/metrics/reset", "/docs"])
+@pytest.mark.parametrize("path", ["/nope", "/status/", "/STATUS", "/l2/adapters/x", "/docs/"])
 def test_unknown_paths(client: FlaskClient, path: str) -> None:
     answer = client.get(path)
 
@@ -326,5 +326,5 @@ def test_only_the_chosen_categories_are_there(backend: MemoryBackend) -> None:
 
     assert "/version" in rules
     assert "/status" not in rules
-    with pytest.raises(ValueError, match="unknown route category 'nope', there are common, mp"):
+    with pytest.raises(ValueError, match="unknown route category 'nope', there are common, .*mp"):
         load_blueprints(Flask("test"), ("nope",))
