@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import click
 from click.exceptions import NoArgsIsHelpError
@@ -44,6 +45,10 @@ Exit codes:
 """
 
 
+class OutputClosed(Exception):
+    """Who read our output has gone."""
+
+
 class Commands(click.Group):
     """Imports a command when it is asked for."""
 
@@ -59,6 +64,13 @@ class Commands(click.Group):
         command = getattr(module, cmd_name)
         assert isinstance(command, click.Command)
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command. Raises OutputClosed in place of an error that click would end the program at."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise OutputClosed from error
 
 
 @click.group(
@@ -93,9 +105,11 @@ def main(arguments: Sequence[str]) -> int:
     except CliError as error:
         return _fail(str(error), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
+        if sys.stderr.isatty():
+            sys.stderr.write("\n")  # the terminal shows ^C on a line that has begun
         return _fail("interrupted", INTERRUPTED)
-    except BrokenPipeError:
-        # Who read our output has gone; what is still buffered must not fail once more at the end.
+    except (OutputClosed, BrokenPipeError):
+        # What is still buffered must not fail once more at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
 

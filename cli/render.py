@@ -5,6 +5,7 @@ Whatever the server sent is shown with control characters spelled out, and never
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import IO, TYPE_CHECKING, Any
@@ -57,11 +58,17 @@ def heading(text: str) -> None:
         say(text)
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Row], *, with_heading: bool = True) -> None:
-    """A table; headings with `>` before them are of columns aligned to the right."""
+def print_table(columns: Sequence[str], rows: Iterable[Row], *, with_heading: bool = True, fold: bool = True) -> None:
+    """A table; headings with `>` before them are of columns aligned to the right.
+
+    Without `fold` cells stay whole, so that they can be copied, however narrow the terminal is.
+    """
     cells = [[cell_text(cell) for cell in row] for row in rows]
     if is_fancy():
-        _console().print(make_table(columns, cells, with_heading=with_heading))
+        options = (
+            {} if fold else {"width": sum(max(map(len, column)) + 3 for column in zip(*cells, columns, strict=True))}
+        )
+        _console(**options).print(make_table(columns, cells, with_heading=with_heading))
     else:
         _print_aligned(columns, cells, with_heading=with_heading)
 
@@ -74,7 +81,8 @@ def print_pairs(pairs: Iterable[tuple[str, object]]) -> None:
         if is_fancy():
             from rich.text import Text
 
-            _console().print(Text.assemble((f"{name:<{width}}", "dim"), GAP, value), soft_wrap=True)
+            line = Text.assemble((f"{name:<{width}}", "dim"), GAP, (value, style_of(value)))
+            _console().print(line, soft_wrap=True)
         else:
             say(f"{name:<{width}}{GAP}{value}".rstrip())
 
@@ -85,11 +93,11 @@ def make_table(columns: Sequence[str], cells: Iterable[Sequence[str]], *, with_h
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, show_header=with_heading, pad_edge=False, header_style="bold")
+    table = Table(box=box.SIMPLE_HEAD, show_header=with_heading, show_edge=False, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column.lstrip(RIGHT), justify="right" if column.startswith(RIGHT) else "left", overflow="fold")
     for row in cells:
-        table.add_row(*(Text(cell, style=_style_of(cell)) for cell in row))
+        table.add_row(*(Text(cell, style=style_of(cell)) for cell in row))
     return table
 
 
@@ -99,9 +107,12 @@ def cell_text(value: object) -> str:
     return "-" if value is None else printable(str(value))
 
 
-def _style_of(cell: str) -> str:
-    word = cell.split(" ")[0].lower()
-    if word in ("healthy", "ok", "closed"):
+def style_of(cell: str) -> str:
+    """Green for what is well, red for what is not."""
+    if "UNHEALTHY" in cell or "SUSPENDED" in cell:
+        return "bold red"
+    word = re.split(r"[ ,:]", cell, maxsplit=1)[0].lower()
+    if word in ("healthy", "ok", "closed", "completed"):
         return "green"
     return "bold red" if word in ("unhealthy", "open", "failed", "sick") else ""
 

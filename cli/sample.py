@@ -20,6 +20,8 @@ HTTP_ERRORS = "larder_http_request_errors"
 DATA_PLANE_REQUESTS = "larder_dataplane_requests_total"
 EVICTED = "lmcache_mp_l1_evicted_chunks_total"
 COMMANDS = "larder_commands_total"
+#: A series whose labels tell stages of the same thing: one of them is counted.
+COUNTED = {COMMANDS: 'outcome="taken"'}
 QUEUED_TRANSFERS = "larder_dataplane_queued_transfers"
 WAITING_LOOKUPS = "larder_l2_lookups_waiting"
 WAITING_LOADS = "larder_l2_loads_waiting"
@@ -85,7 +87,7 @@ def read_metrics(text: str) -> dict[str, float]:
     sums: dict[str, float] = {}
     for line in text.splitlines():
         found = _LINE.match(line)
-        if found is None or found[1].endswith("_bucket"):
+        if found is None or found[1].endswith("_bucket") or COUNTED.get(found[1], "") not in (found[2] or ""):
             continue
         try:
             sums[found[1]] = sums.get(found[1], 0.0) + float(found[3])

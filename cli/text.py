@@ -37,9 +37,11 @@ def percent(part: float, whole: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """In one or two units: "0.4 s", "12 s", "3 min 20 s", "2 h 5 min", "4 d 1 h"."""
+    """In one or two units: "40 ms", "1.4 s", "12 s", "3 min 20 s", "2 h 5 min", "4 d 1 h"."""
+    if seconds < 0.95:
+        return f"{1000 * seconds:.0f} ms"
     if seconds < 10:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.1f}".removesuffix(".0") + " s"
     whole = int(seconds)
     for length, name, smaller, small_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if whole >= length:

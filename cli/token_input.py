@@ -27,7 +27,11 @@ def read_tokens(source: str) -> tuple[str, int]:
 
 
 def as_list(text: str) -> str:
-    """The text of a JSON list; what already is one stays as it is."""
+    """The text of a JSON list; what already is one stays as it is. Raises ValueError."""
     if text.startswith("["):
         return text
-    return "[" + ",".join(_BETWEEN.split(text.strip().strip(","))) + "]"
+    words = _BETWEEN.split(text.strip(",").strip()) if text else []
+    strange = next((word for word in words if not (word.isascii() and word.isdigit())), None)
+    if strange is not None:
+        raise ValueError(f"{strange[:40]!r} is no whole number")
+    return f"[{','.join(words)}]"

@@ -85,6 +85,8 @@ def l1_pairs(storage: Report) -> list[tuple[str, object]]:
     ]
     if "largest_hole_bytes" in l1:
         held.append(f"largest hole {size(l1['largest_hole_bytes'])}")
+    if l1.get("doomed_objects"):
+        held.append(f"{size(l1.get('doomed_bytes', 0))} cleared but still held")
     policy = eviction.get("eviction_policy", "?")
     return [
         ("L1", f"{size(used)} of {size(total)} ({percent(used, total)}), {count(l1['total_object_count'], 'object')}"),

@@ -38,7 +38,7 @@ def keys(call: Call, model_name: str | None, adapter: str | None, limit: int) ->
             for entry in entries:
                 print_json(entry)
         elif entries:
-            print_table(KEY_COLUMNS, map(key_row, entries), with_heading=shown == 0)
+            print_table(KEY_COLUMNS, map(key_row, entries), with_heading=shown == 0, fold=False)
         sys.stdout.flush()
         shown += len(entries)
         if limit and shown >= limit and has_more:

@@ -11,7 +11,18 @@ import click
 from cli.commands.health import L2_COLUMNS, complaints, l1_pairs, l2_rows, quota_line
 from cli.errors import OK, UNHEALTHY, CliError
 from cli.options import Call, remote
-from cli.render import cell_text, heading, is_terminal, make_table, note, print_json, print_pairs, print_table, say
+from cli.render import (
+    cell_text,
+    heading,
+    is_terminal,
+    make_table,
+    note,
+    print_json,
+    print_pairs,
+    print_table,
+    say,
+    style_of,
+)
 from cli.sample import (
     DATA_PLANE_REQUESTS,
     HIT,
@@ -181,7 +192,7 @@ def _picture(call: Call, sample: Sample, rates: Rates, interval_s: float) -> "Gr
     from rich.text import Text
 
     lines: list[Any] = [
-        Text.assemble((f"{name:<8}", "dim"), "  ", (cell_text(value), _style_of(cell_text(value))))
+        Text.assemble((f"{name:<8}", "dim"), "  ", (cell_text(value), style_of(cell_text(value))))
         for name, value in overview(call, sample, rates)
     ]
     for name, columns, rows in tables(sample):
@@ -190,10 +201,6 @@ def _picture(call: Call, sample: Sample, rates: Rates, interval_s: float) -> "Gr
     lines += [Text(printable(problem), style="red") for problem in sample.problems]
     lines.append(Text(f"\n{time.strftime('%H:%M:%S')}, every {interval_s:g} s, Ctrl-C ends", style="dim"))
     return Group(*lines)
-
-
-def _style_of(value: str) -> str:
-    return "bold red" if "UNHEALTHY" in value or "SUSPENDED" in value else ""
 
 
 def _away(problem: str) -> Any:
