@@ -31,6 +31,15 @@ class _Call:
         self.judged = False
 
 
+class Reading:
+    """One read of a key. `stale`: the key was changed since it began, so what it shows may be history."""
+
+    __slots__ = ("stale",)
+
+    def __init__(self) -> None:
+        self.stale = False
+
+
 class Calls:
     """Thread-safe."""
 
@@ -38,6 +47,7 @@ class Calls:
         self._breaker, self._clock = breaker, clock
         self._running: set[_Call] = set()
         self._keys: dict[ObjectKey, int] = {}
+        self._readings: dict[ObjectKey, list[Reading]] = {}
         self._changing: set[ObjectKey] = set()
         self._state = threading.Condition()
 
@@ -46,8 +56,11 @@ class Calls:
 
     @contextmanager
     def guarded(self, *, may_take_long: bool = False) -> Iterator[None]:
-        """Around one call to the adapter. Raises ConnectionFault at once while the breaker is open."""
-        if not self._breaker.allow():
+        """Around one call to the adapter. Raises ConnectionFault at once while the breaker is open.
+
+        A call that may take long is never the probe that an open breaker waits for, and is not judged by its time.
+        """
+        if not (self._breaker.state == "closed" if may_take_long else self._breaker.allow()):
             raise ConnectionFault("not asked: it could not be reached lately, its breaker is open")
         call = _Call(float("inf") if may_take_long else self._clock())
         with self._state:
@@ -77,14 +90,29 @@ class Calls:
         return len(stalled)
 
     @contextmanager
-    def reading(self, key: ObjectKey) -> Iterator[None]:
+    def reading(self, key: ObjectKey) -> Iterator[Reading]:
         """Marks `key` as in use."""
+        reading = Reading()
         with self._state:
             self._keys[key] = self._keys.get(key, 0) + 1
+            reading.stale = key in self._changing
+            self._readings.setdefault(key, []).append(reading)
         try:
-            yield
+            yield reading
         finally:
+            with self._state:
+                readings = self._readings[key]
+                readings.remove(reading)
+                if not readings:
+                    del self._readings[key]
             self._leave(key)
+
+    def _begin_change(self, key: ObjectKey) -> None:
+        """Call under the lock."""
+        self._changing.add(key)
+        self._keys[key] = self._keys.get(key, 0) + 1
+        for reading in self._readings.get(key, ()):
+            reading.stale = True
 
     @contextmanager
     def changing(self, key: ObjectKey) -> Iterator[None]:
@@ -92,8 +120,7 @@ class Calls:
         with self._state:
             if not self._state.wait_for(lambda: key not in self._changing, TURN_TIMEOUT_S):
                 raise ConnectionFault(f"another change of the object has not ended for {TURN_TIMEOUT_S:.0f} s")
-            self._changing.add(key)
-            self._keys[key] = self._keys.get(key, 0) + 1
+            self._begin_change(key)
         try:
             yield
         finally:
@@ -103,13 +130,15 @@ class Calls:
             self._leave(key)
 
     @contextmanager
-    def changing_if_idle(self, key: ObjectKey) -> Iterator[bool]:
-        """Like `changing`, but gives False, and marks nothing, when anything runs on `key`."""
+    def changing_if_idle(self, key: ObjectKey, own: Reading | None = None) -> Iterator[bool]:
+        """Like `changing`, but gives False, and marks nothing, when anything runs on `key`.
+
+        A caller who is reading the key hands in its `own` reading, which does not count unless it is stale.
+        """
         with self._state:
-            idle = key not in self._keys
+            idle = self._keys.get(key, 0) == (own is not None) and not (own is not None and own.stale)
             if idle:
-                self._changing.add(key)
-                self._keys[key] = 1
+                self._begin_change(key)
         try:
             yield idle
         finally:

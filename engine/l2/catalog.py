@@ -6,7 +6,7 @@ deleted meanwhile is not undone by what the scan had seen before.
 """
 
 import threading
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple, Protocol
 
@@ -18,13 +18,14 @@ SLICE = 256
 
 
 class Form(NamedTuple):
-    """What a stored object is known to be: its layout's fingerprint, and the KV groups it lacks (a bit each)."""
+    """What an object is: the fingerprint of its layout (of what is stored: and of its codecs), and the KV groups that
+    it lacks, a bit each."""
 
     fingerprint: bytes
     missing: int
 
 
-#: A record of a layout that nobody has asked for yet, or one that cannot be used at all.
+#: A record that cannot be used at all.
 FOREIGN = Form(b"", 0)
 
 
@@ -67,16 +68,9 @@ class Catalog:
         """Whether the storage holds `key`, as far as is known."""
         return key in self._sizes
 
-    def may_serve(self, key: ObjectKey, layouts: Container[bytes]) -> bool:
-        """Whether `key` is known, and not known to be of another layout than these (fingerprints)."""
-        if key not in self._sizes:
-            return False
-        form = self._forms.get(key)
-        return form is None or form.fingerprint in layouts
-
-    def holds(self, key: ObjectKey, form: Form) -> bool:
-        """Whether `key` is stored in this form; one that was found by the scan is taken to be."""
-        return key in self._sizes and self._forms.get(key, form) == form
+    def form_of(self, key: ObjectKey) -> Form | None:
+        """What the stored object is known to be; None for one that only the scan has seen."""
+        return self._forms.get(key)
 
     def note_form(self, key: ObjectKey, form: Form) -> None:
         """A read has shown what the stored object is."""
@@ -151,12 +145,21 @@ class Catalog:
         """Takes in everything the storage holds, oldest first, and is complete afterwards.
 
         What is known already is newer than what a scan tells, and stays as it is. What the iterable raises ends the
-        scan and leaves the catalog incomplete, with all it knew.
+        scan: what it had found counts, and the catalog stays incomplete.
         """
         stored: list[Stored] = []
-        for item in found:
-            stored.append(item)
-            self.scanned = len(stored)
+        try:
+            for item in found:
+                stored.append(item)
+                self.scanned = len(stored)
+        except BaseException:
+            self._merge(stored)
+            raise
+        self._merge(stored)
+        with self._lock:
+            self._deleted_during_scan = None
+
+    def _merge(self, stored: list[Stored]) -> None:
         stored.sort(key=lambda item: item.used_at)
         with self._lock:
             gone = self._deleted_during_scan if self._deleted_during_scan is not None else set()
@@ -174,7 +177,6 @@ class Catalog:
                 if key not in self._sizes and key not in gone:
                     self._add(key, size)
             self._forms = {key: form for key, form in self._forms.items() if key in self._sizes}
-            self._deleted_during_scan = None
 
     def _add(self, key: ObjectKey, size: int) -> None:
         self._sizes[key] = size

@@ -1,7 +1,7 @@
 """Objects as files in a directory tree: local disks and mounted file systems.
 
     base_path/ab/model@rank@group@abcdef…[@salt]        ab: the first two hex digits of the chunk hash
-    base_path/tmp/…                                     files being written; removed at start
+    base_path/tmp/…                                     files being written; old ones are removed at start
 
 A file is written beside and renamed, so a reader sees all of it or nothing; `fsync` decides whether the rename waits
 for the disk. Files and directories belong to the user alone (0600, 0700). Buffers are read and written in place, with
@@ -26,6 +26,8 @@ from engine.object_key import ObjectKey
 TMP = "tmp"
 #: How stale the recorded time of use may get.
 USE_RESOLUTION_S = 600.0
+#: No write takes so long.
+LEFTOVER_AFTER_S = 600.0
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -54,8 +56,16 @@ class FsAdapter(L2Adapter):
         os.makedirs(self._tmp, mode=0o700, exist_ok=True)
         for prefix in range(256):
             os.makedirs(os.path.join(self._base, f"{prefix:02x}"), mode=0o700, exist_ok=True)
-        for name in os.listdir(self._tmp):
-            os.unlink(os.path.join(self._tmp, name))
+        self._remove_leftovers()
+
+    def _remove_leftovers(self) -> None:
+        """What a killed writer left. Younger files may be those of another server that shares the directory."""
+        before = time.time() - LEFTOVER_AFTER_S
+        with os.scandir(self._tmp) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):
+                    if entry.stat(follow_symlinks=False).st_mtime < before:
+                        os.unlink(entry.path)
 
     def _path(self, key: ObjectKey) -> str:
         return f"{self._base}/{key.chunk_hash[:1].hex() or '00'}/{name_of(key)}"
@@ -80,8 +90,8 @@ class FsAdapter(L2Adapter):
 
     def write(self, key: ObjectKey, data: Buffers) -> None:
         path, beside = self._path(key), f"{self._tmp}/{self._boot}-{next(self._numbers)}"
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
+            descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
                 _write_all(descriptor, data)
                 if self._config.fsync:

@@ -11,19 +11,18 @@ people to see. What cannot even be deleted is never served again.
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from typing import NamedTuple
 
 import numpy as np
 
-from engine.errors import EngineError
-from engine.l2.base import ConnectionFault, L2Adapter, StorageFull, Stored
+from engine.l2.base import ConnectionFault, L2Adapter, Stored
 from engine.l2.breaker import Breaker
-from engine.l2.calls import Calls
+from engine.l2.calls import Calls, Reading
 from engine.l2.catalog import FOREIGN, Catalog, Form
 from engine.l2.complaints import Complaints
+from engine.l2.counted_calls import CountedCalls
 from engine.l2.metrics import TierCounters
 from engine.l2.record import HEADER_BYTES, Verdict, fingerprint_of, make_header, missing_of, verify
 from engine.l2.registry import open_adapter
@@ -39,6 +38,8 @@ GIGABYTE = 1e9
 NOBODYS_KEY = ObjectKey(bytes(32), "probe", 0)
 #: Most quarantined objects that are remembered for people.
 MAX_REMEMBERED = 64
+#: Most objects of which nobody knows whether they were stored; what comes beyond is found by the next scan.
+MAX_DOUBTFUL = 4096
 
 
 class Outcome(Enum):
@@ -82,6 +83,9 @@ class Tier:
         self._capacity_bytes: int | None = None
         self._quarantine: deque[dict[str, object]] = deque(maxlen=MAX_REMEMBERED)
         self._fingerprints: dict[bytes, bytes] = {}
+        #: Written to without an answer: what is stored there, if anything, is nobody's.
+        self._doubtful: dict[ObjectKey, None] = {}
+        self._counted = CountedCalls(self.label, self.calls, counters)
         self._complaints = Complaints(f"L2 adapter {self.label}")
 
     def open(self) -> None:
@@ -91,74 +95,116 @@ class Tier:
 
     # ---- what may be asked for
 
-    def may_have(self, key: ObjectKey, layouts: Container[bytes]) -> bool:
+    def may_have(self, key: ObjectKey, layouts: Iterable[bytes]) -> bool:
         """Whether it is worth asking for `key` in one of `layouts`: known, or not known for sure to be absent."""
-        if self.catalog.may_serve(key, layouts):
-            return True
-        return not self.catalog.contains(key) and not self.surely_lacks(key)
+        if not self.catalog.contains(key):
+            return not self.surely_lacks(key)
+        form = self.catalog.form_of(key)
+        return form is None or any(form.fingerprint == self._stored_fingerprint(layout) for layout in layouts)
 
     def surely_lacks(self, key: ObjectKey) -> bool:
         """Whether the storage need not be asked to know that `key` is absent."""
         return self.catalog.complete and not self.spec.shared and not self.catalog.contains(key)
 
     def knows(self, key: ObjectKey, form: Form) -> bool:
-        """Whether `key` is stored in this form, so that it need not be written."""
-        return self.catalog.holds(key, form)
+        """Whether what is stored under `key` is of this layout and lacks nothing that `form` has.
+
+        Of what only the scan has seen nothing is known: it may be of another build.
+        """
+        known = self.catalog.form_of(key)
+        return (
+            known is not None
+            and known == self._stored_form(Form(form.fingerprint, known.missing))
+            and (not known.missing & ~form.missing)
+        )
 
     # ---- calls
 
     def store(self, key: ObjectKey, form: Form, payload: memoryview) -> None:
-        """Writes an object. Raises ConnectionFault, StorageFull, another OSError, or BadRequest for the key."""
+        """Writes an object. Raises ConnectionFault, StorageFull, another OSError, or BadRequest for the key.
+
+        After a connection fault nobody knows what is stored: unless the object is written again, it is deleted.
+        """
+        stored = self._stored_form(form)
         data = payload if self.codec is None else memoryview(self.codec.encode(payload, key))
-        header = make_header(key, self._stored_fingerprint(form.fingerprint), data, form.missing)
+        header = make_header(key, stored.fingerprint, data, form.missing)
         with self.calls.changing(key):
             started = time.perf_counter()
-            with self._counted("write"):
-                self.adapter.write(key, [memoryview(header), data])
+            try:
+                with self._counted.call("write") as call:
+                    self.adapter.write(key, [memoryview(header), data])
+            except ConnectionFault:
+                if call.asked:
+                    self._doubt(key)
+                raise
             took = time.perf_counter() - started
             size = len(header) + len(data)
-            self.catalog.add(key, size, form)
+            self._doubtful.pop(key, None)
+            self.catalog.add(key, size, stored)
         self.counters.written_bytes.inc(size)
         self.counters.store_throughput.observe(size / GIGABYTE / max(1e-9, took))
 
+    def _doubt(self, key: ObjectKey) -> None:
+        self.catalog.note_form(key, FOREIGN)
+        if len(self._doubtful) < MAX_DOUBTFUL:
+            self._doubtful[key] = None
+
+    def settle_doubts(self) -> int:
+        """Deletes what writes may have left whose answer was lost; returns how many. Raises OSError."""
+        settled = 0
+        for key in list(self._doubtful):
+            with self.calls.changing_if_idle(key) as idle:
+                if not idle or key not in self._doubtful:
+                    continue
+                with self._counted.call("delete") as call:
+                    if not self.adapter.delete(key):
+                        call.outcome = "miss"
+                self.catalog.remove(key)
+                del self._doubtful[key]
+                settled += 1
+        return settled
+
     def load(self, key: ObjectKey, fingerprint: bytes, into: memoryview) -> Loaded:
         """Reads an object of the layout `fingerprint` into `into`; what is there means nothing unless it is LOADED."""
-        started, was_known = time.perf_counter(), self.catalog.contains(key)
-        with self.calls.reading(key):
+        started = time.perf_counter()
+        with self.calls.reading(key) as reading:
             try:
                 header, data, stored_bytes = self._read(key, into)
             except OSError as error:
                 self._complaints.add("read", key, error)
                 return Loaded(Outcome.FAULT)
+            took_s = time.perf_counter() - started
             if stored_bytes is None:
-                # What was not known may have been written meanwhile.
-                if was_known:
+                # What was written meanwhile is there all the same.
+                if not reading.stale:
                     self.catalog.remove(key)
                 return Loaded(Outcome.MISS)
             verdict = verify(header, data, stored_bytes, key, self._stored_fingerprint(fingerprint))
             if verdict is Verdict.GOOD and self.codec is not None:
                 verdict = self._decode(key, data, into)
-            if verdict is Verdict.GOOD:
-                # Before the key may be deleted again.
-                form, took_s = Form(fingerprint, missing_of(header)), time.perf_counter() - started
-                return self._loaded(key, form, stored_bytes, took_s)
-        if verdict is Verdict.OTHER_LAYOUT:
-            self._count("read", "other_layout")
-            self.catalog.note_form(key, FOREIGN)
-            return Loaded(Outcome.MISS)
-        self._count("read", "corrupt")
-        self.quarantine(key, f"{stored_bytes} bytes are not the record they should be")
-        return Loaded(Outcome.CORRUPT)
+            # Whatever the read has shown is about what is stored now, or else not noted.
+            if verdict is Verdict.OTHER_LAYOUT:
+                self._counted.count("read", "other_layout")
+                self._note(reading, key, stored_bytes, Form(fingerprint_of(header), missing_of(header)))
+                return Loaded(Outcome.MISS)
+            if verdict is Verdict.CORRUPT:
+                self._counted.count("read", "corrupt")
+                self.quarantine(key, f"{stored_bytes} bytes are not the record they should be", own=reading)
+                return Loaded(Outcome.CORRUPT)
+            form = Form(self._stored_fingerprint(fingerprint), missing_of(header))
+            self._note(reading, key, stored_bytes, form)
+        self.counters.read_bytes.inc(stored_bytes)
+        self.counters.load_throughput.observe(stored_bytes / GIGABYTE / max(1e-9, took_s))
+        return Loaded(Outcome.LOADED, form.missing)
 
-    def _loaded(self, key: ObjectKey, form: Form, stored_bytes: int, took_s: float) -> Loaded:
+    def _note(self, reading: Reading, key: ObjectKey, stored_bytes: int, form: Form) -> None:
+        if reading.stale:
+            return
         if self.catalog.contains(key):
             self.catalog.used(key)
             self.catalog.note_form(key, form)
         else:
             self.catalog.add(key, stored_bytes, form)
-        self.counters.read_bytes.inc(stored_bytes)
-        self.counters.load_throughput.observe(stored_bytes / GIGABYTE / max(1e-9, took_s))
-        return Loaded(Outcome.LOADED, form.missing)
 
     def note_use(self, key: ObjectKey) -> None:
         """Has the storage remember that `key` was loaded, where it can; to be called when nobody waits any more."""
@@ -182,7 +228,7 @@ class Tier:
         return header, data, stored
 
     def _read_into(self, key: ObjectKey, header: memoryview, data: memoryview) -> int | None:
-        with self._counted("read") as call:
+        with self._counted.call("read") as call:
             stored = self.adapter.read(key, [header, data])
             if stored is None:
                 call.outcome = "miss"
@@ -217,27 +263,33 @@ class Tier:
             payload = data[: max(0, stored - HEADER_BYTES)]
             return verify(header, payload, stored, key, fingerprint_of(header)), stored
 
-    def quarantine(self, key: ObjectKey, why: str) -> None:
-        """Takes a damaged object out of service and remembers it."""
+    def quarantine(self, key: ObjectKey, why: str, own: Reading | None = None) -> None:
+        """Takes a damaged object out of service and remembers it. `own`: the caller's reading, if it still reads."""
+        if own is not None and own.stale:
+            return
         self.counters.quarantined.inc()
         entry = {"key": key_to_json(key), "reason": why, "at": round(time.time(), 3), "deleted": False}
         self._quarantine.append(entry)
         self.catalog.note_form(key, FOREIGN)
         try:
-            entry["deleted"] = self.delete(key)
+            entry["deleted"] = self.delete(key, own=own)
         except OSError as error:
             self._complaints.add("delete the damaged", key, error)
         logger.error("L2 adapter %s: quarantined %s: %s", self.label, key_to_json(key), why)
 
-    def delete(self, key: ObjectKey, *, evicted: bool = False) -> bool:
-        """Removes an object; False when it is absent, or being read or written just now. Raises OSError."""
-        with self.calls.changing_if_idle(key) as idle:
+    def delete(self, key: ObjectKey, *, evicted: bool = False, own: Reading | None = None) -> bool:
+        """Removes an object; False when it is absent, or being read or written just now. Raises OSError.
+
+        `own`: the caller's own reading of the key, which is not in the way.
+        """
+        with self.calls.changing_if_idle(key, own) as idle:
             if not idle:
                 return False
-            with self._counted("delete") as call:
+            with self._counted.call("delete") as call:
                 removed = self.adapter.delete(key)
                 if not removed:
                     call.outcome = "miss"
+            self._doubtful.pop(key, None)
             self.catalog.remove(key, evicted=evicted)
         if removed:
             if evicted:
@@ -247,7 +299,7 @@ class Tier:
 
     def take_scan(self) -> None:
         """Reads the catalog anew from the storage. Raises OSError, with what was found so far kept."""
-        with self._counted("scan", may_take_long=True):
+        with self._counted.call("scan", may_take_long=True):
             self.catalog.take_scan(self._noticed(self.adapter.scan()))
 
     def _noticed(self, found: Iterator[Stored]) -> Iterator[Stored]:
@@ -259,7 +311,7 @@ class Tier:
 
     def probe(self) -> None:
         """Asks for an object that nobody has, so that the breaker learns of the storage. Raises OSError."""
-        with self._counted("exists") as call:
+        with self._counted.call("exists") as call:
             if not self.adapter.exists(NOBODYS_KEY):
                 call.outcome = "miss"
 
@@ -277,50 +329,19 @@ class Tier:
         """Lets go of the storage; nobody calls any more."""
         try:
             self.adapter.close()
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001  # a library's own exception must not keep the others open
             logger.warning("L2 adapter %s: closing it: %s", self.label, error)
 
     # ---- steps
+
+    def _stored_form(self, form: Form) -> Form:
+        return Form(self._stored_fingerprint(form.fingerprint), form.missing)
 
     def _stored_fingerprint(self, fingerprint: bytes) -> bytes:
         stored = self._fingerprints.get(fingerprint)
         if stored is None:
             stored = self._fingerprints[fingerprint] = stored_fingerprint(fingerprint, self.codec)
         return stored
-
-    @contextmanager
-    def _counted(self, operation: str, *, may_take_long: bool = False) -> "Iterator[_Counted]":
-        """Around one call to the adapter: breaker, duration, outcome."""
-        call, started = _Counted(), time.perf_counter()
-        try:
-            with self.calls.guarded(may_take_long=may_take_long):
-                started = time.perf_counter()
-                call.asked = True
-                yield call
-        except ConnectionFault:
-            call.outcome = "fault" if call.asked else "refused"
-            raise
-        except StorageFull:
-            call.outcome = "full"
-            raise
-        except OSError:
-            call.outcome = "error"
-            raise
-        except EngineError:
-            call.outcome = "error"
-            raise
-        except Exception as error:
-            # A library's own exception must look like a failure of the storage, not like a bug of whoever asked.
-            call.outcome = "error"
-            logger.exception("L2 adapter %s: %s failed unexpectedly", self.label, operation)
-            raise OSError(f"{operation} failed: {type(error).__name__}: {error}") from error
-        finally:
-            self._count(operation, call.outcome)
-            if call.asked:
-                self.counters.seconds[operation].observe(time.perf_counter() - started)
-
-    def _count(self, operation: str, outcome: str) -> None:
-        self.counters.calls[operation, outcome].inc()
 
     def is_healthy(self) -> bool:
         """Whether the storage can be reached and its catalog is known, or about to be."""
@@ -367,12 +388,3 @@ class Tier:
 def _room(nbytes: int) -> memoryview:
     """Memory with anything in it: filling megabytes with zeros would keep all other threads from running."""
     return np.empty(nbytes, np.uint8).data
-
-
-class _Counted:
-    """One call: whether the storage was asked, and what came of it."""
-
-    __slots__ = ("asked", "outcome")
-
-    def __init__(self) -> None:
-        self.asked, self.outcome = False, "ok"

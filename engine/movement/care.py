@@ -32,10 +32,10 @@ class TierCare:
         self._thread = self._threads.run(f"l2-care-{self._tier.label}", "medium", INTERVAL_S, self._work)
         self._thread.wake()
 
-    def stop(self) -> None:
-        """Ends the thread; one that hangs in its storage is left behind."""
+    def stop(self, timeout_s: float) -> None:
+        """Ends the thread; one that hangs in its storage is left behind. May be called again."""
         if self._thread is not None:
-            self._thread.stop()
+            self._thread.stop(timeout_s)
 
     def _work(self) -> str | None:
         tier, now = self._tier, time.monotonic()
@@ -44,6 +44,8 @@ class TierCare:
             self._probe_if_nobody_does()
             tier.refresh()
             self._refreshed(tier)
+            if settled := tier.settle_doubts():
+                said = f"{settled} writes without an answer were undone"
             if not tier.catalog.complete and now >= self._scan_at:
                 said = self._scan()
         except OSError as error:

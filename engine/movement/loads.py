@@ -33,6 +33,8 @@ THREADS = 4
 PATIENCE_S = 0.5
 #: Loads waiting for one tier.
 MAX_WAITING = 8192
+#: A load that has run for so long is over for those who asked for it; its slot stays its own until the storage answers.
+OVER_AFTER_S = 10.0
 
 
 class LoadEnd(Enum):
@@ -56,7 +58,7 @@ Done = Callable[["Load"], None]
 class Load:
     """One key on its way. Guarded by the loader's lock until `end` is set; read-only afterwards."""
 
-    __slots__ = ("demand", "end", "failed", "key", "layouts", "pin", "running", "shares", "tiers", "waiters")
+    __slots__ = ("demand", "end", "failed", "key", "layouts", "pin", "running", "shares", "started", "tiers", "waiters")
 
     def __init__(self, key: ObjectKey, layouts: Sequence[ObjectLayout], tiers: list[Tier]) -> None:
         self.key, self.layouts, self.tiers = key, layouts, tiers
@@ -65,6 +67,7 @@ class Load:
         self.pin: Pin | None = None
         self.shares = 0
         self.demand = self.running = False
+        self.started = 0.0
         #: Whether a tier failed before another one had nothing.
         self.failed = False
 
@@ -94,10 +97,10 @@ class _Queue:
                 return None
             return (self.demand or self.warm).popleft()
 
-    def close(self) -> list[Load]:
-        """Takes nothing more; returns what still waited."""
+    def empty(self, *, close: bool = False) -> list[Load]:
+        """Takes out all that waits; with `close` nothing is taken in any more."""
         with self.changed:
-            self.closed = True
+            self.closed |= close
             left = [*self.demand, *self.warm]
             self.demand.clear()
             self.warm.clear()
@@ -108,8 +111,9 @@ class _Queue:
 class Loader:
     """Thread-safe. `start` and `stop` are called once each."""
 
-    def __init__(self, tiers: Sequence[Tier], l1: L1Cache, segment: SharedSegment) -> None:
-        self._tiers, self._l1, self._segment = tuple(tiers), l1, segment
+    def __init__(self, tiers: Sequence[Tier], l1: L1Cache, segment: SharedSegment, patience_s: float) -> None:
+        """A tier all of whose threads have been busy with one object each for `patience_s` is not asked for more."""
+        self._tiers, self._l1, self._segment, self._patience_s = tuple(tiers), l1, segment, patience_s
         self._loads: dict[ObjectKey, Load] = {}
         self._lock = threading.Lock()
         self._queues = {tier.index: _Queue() for tier in self._tiers}
@@ -118,7 +122,7 @@ class Loader:
             for tier in self._tiers
             for number in range(THREADS)
         ]
-        self._running = {tier.index: 0 for tier in self._tiers}
+        self._running: dict[int, set[Load]] = {tier.index: set() for tier in self._tiers}
         self._running_bytes = 0
 
     def start(self) -> None:
@@ -129,21 +133,49 @@ class Loader:
     def stop(self, deadline: float) -> None:
         """Ends the threads; what waits is abandoned. A call that hangs in its storage is left behind at `deadline`."""
         for queue in self._queues.values():
-            for load in queue.close():
+            for load in queue.empty(close=True):
                 self._finish(load, LoadEnd.ABANDONED, None)
         join_all(self._threads, deadline)
 
     # ---- for those who want objects
 
-    def may_find(self, key: ObjectKey, layouts: Sequence[ObjectLayout]) -> bool:
-        """Whether some tier may have `key` in one of `layouts` and can be asked now."""
+    def may_find(self, keys: Sequence[ObjectKey], layouts: Sequence[ObjectLayout]) -> list[bool]:
+        """For each key, whether some tier may have it in one of `layouts` and can be asked now."""
         fingerprints = [layout.fingerprint for layout in layouts]
-        return any(tier.may_have(key, fingerprints) and self._can_ask(tier) for tier in self._tiers)
+        tiers = [tier for tier in self._tiers if self._can_ask(tier)]
+        return [any(tier.may_have(key, fingerprints) for tier in tiers) for key in keys]
 
     def _can_ask(self, tier: Tier) -> bool:
-        """Not while its breaker is open, nor while all its threads hang and none is left to try again."""
-        state = tier.breaker.state
-        return state == "closed" or (state == "half_open" and self._running[tier.index] < THREADS)
+        """Not while its breaker is open, nor while all its threads hang, whatever the breaker thinks."""
+        if tier.breaker.state == "open":
+            return False
+        running = list(self._running[tier.index])
+        before = time.monotonic() - self._patience_s
+        return len(running) < THREADS or any(load.started > before for load in running)
+
+    def rescue(self) -> None:
+        """Lets nobody wait for a storage that hangs. To be called now and then.
+
+        What waits for it goes to the next tier, or fails; loads that have run for too long are over for those who
+        asked for them.
+        """
+        for tier in self._tiers:
+            if not self._can_ask(tier):
+                for load in self._queues[tier.index].empty():
+                    self._pass_on(tier, load)
+            before = time.monotonic() - OVER_AFTER_S
+            for load in [load for load in list(self._running[tier.index]) if load.started < before]:
+                self._finish(load, LoadEnd.FAILED, None)
+
+    def _pass_on(self, tier: Tier, load: Load) -> None:
+        with self._lock:
+            if load.end is not None or load.running or not load.tiers or load.tiers[0] is not tier:
+                return
+            load.tiers.pop(0)
+            load.failed = True
+            if load.tiers and self._queues[load.tiers[0].index].put(load, demand=load.demand):
+                return
+        self._finish(load, LoadEnd.FAILED, None)
 
     def request(self, key: ObjectKey, layouts: Sequence[ObjectLayout], done: Done, *, demand: bool) -> Load | None:
         """Loads `key` in one of `layouts`, or joins the load under way; `done` is called once, in another thread.
@@ -155,7 +187,7 @@ class Loader:
             load = self._loads.get(key)
             if load is not None:
                 load.waiters.append(done)
-                hurry = demand and not load.demand and not load.running
+                hurry = demand and not load.demand and not load.running and bool(load.tiers)
                 load.demand |= demand
                 if not hurry:
                     return load
@@ -163,7 +195,8 @@ class Loader:
                 self._queues[load.tiers[0].index].put(load, demand=True)
                 return load
             fingerprints = [layout.fingerprint for layout in layouts]
-            load = Load(key, layouts, [tier for tier in self._tiers if tier.may_have(key, fingerprints)])
+            tiers = [tier for tier in self._tiers if tier.may_have(key, fingerprints) and self._can_ask(tier)]
+            load = Load(key, layouts, tiers)
             if not load.tiers:
                 return None
             load.demand = demand
@@ -190,7 +223,8 @@ class Loader:
     def describe(self) -> dict[str, int]:
         """Counts for GET /status and metrics."""
         waiting = sum(len(queue.demand) + len(queue.warm) for queue in self._queues.values())
-        return {"waiting": waiting, "running": sum(self._running.values()), "running_bytes": self._running_bytes}
+        running = sum(map(len, self._running.values()))
+        return {"waiting": waiting, "running": running, "running_bytes": self._running_bytes}
 
     # ---- a tier's threads
 
@@ -215,8 +249,8 @@ class Loader:
                 return False
             if load.waiters:
                 load.tiers.pop(0)
-                load.running = True
-                self._running[tier.index] += 1
+                load.running, load.started = True, time.monotonic()
+                self._running[tier.index].add(load)
                 return True
             # Over at once, so that nobody joins it any more.
             load.end = LoadEnd.ABANDONED
@@ -227,10 +261,10 @@ class Loader:
     def _end_step(self, tier: Tier, load: Load, end: LoadEnd, pin: Pin | None) -> None:
         """On to the next tier that may have it, or over."""
         with self._lock:
-            self._running[tier.index] -= 1
+            self._running[tier.index].discard(load)
             load.running = False
             load.failed |= end is LoadEnd.FAILED
-            if end in (LoadEnd.MISSING, LoadEnd.FAILED):
+            if load.end is None and end in (LoadEnd.MISSING, LoadEnd.FAILED):
                 if load.tiers and self._queues[load.tiers[0].index].put(load, demand=load.demand):
                     return
                 end = LoadEnd.FAILED if load.failed else LoadEnd.MISSING
@@ -275,10 +309,10 @@ class Loader:
 
     def _finish(self, load: Load, end: LoadEnd, pin: Pin | None) -> None:
         with self._lock:
-            if load.end is not None:
-                return
-            waiters, load.waiters = load.waiters, []
-            load.end, load.pin, load.shares = end, pin, len(waiters)
+            over = load.end is not None
+            waiters, load.waiters = ([], load.waiters) if over else (load.waiters, [])
+            if not over:
+                load.end, load.pin, load.shares = end, pin, len(waiters)
             if self._loads.get(load.key) is load:
                 del self._loads[load.key]
         if pin is not None and not waiters:

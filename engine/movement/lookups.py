@@ -21,7 +21,7 @@ from engine.kv_layout import ObjectLayout
 from engine.l1.cache import L1Cache
 from engine.l1.holds import Pin
 from engine.l1.leases import Scope
-from engine.movement.loads import Load, Loader
+from engine.movement.loads import Load, LoadEnd, Loader
 from engine.object_key import ObjectKey
 from engine.periodic import PeriodicThreads, RunRecord
 
@@ -29,10 +29,17 @@ logger = logging.getLogger(__name__)
 
 #: Objects one lookup has asked for and not got yet.
 WINDOW = 32
+#: Chunks that are looked for in both tiers at a time.
+PLANNED_AT_ONCE = 16
 #: Lookups under way at one time; more are answered with what is in L1.
 MAX_LOOKUPS = 4096
 #: The deadline thread turns at least this often.
 TURN_S = 1.0
+_MISSED: Mapping[LoadEnd | None, str] = {
+    LoadEnd.MISSING: "absent",
+    LoadEnd.FAILED: "failed",
+    LoadEnd.NO_ROOM: "no_room",
+}
 STOP_TIMEOUT_S = 5.0
 
 
@@ -62,6 +69,8 @@ class DemandLookup:
         self.deadline = deadline
         self._began, self._ended = time.monotonic(), 0.0
         self.chunks: int | None = None
+        #: Why the chunks behind the answer are not in it: one of stats.LOOKUP_RESULTS.
+        self.missed_because = "absent"
         self._lock = threading.Lock()
         self._over = False
         self._pins: list[Pin] = []
@@ -80,18 +89,28 @@ class DemandLookup:
     def plan(self, hit: int) -> bool:
         """Finds what to load behind the first `hit` chunks, which are leased already. False: nothing can be had."""
         fingerprints = [layout.fingerprint for layout in self._wanted.layouts]
-        self._end_row = hit
-        for row, keys in enumerate(self._wanted.rows[hit:], start=hit):
+        self._end_row, rows, found = hit, self._wanted.rows, True
+        while found and self._end_row < len(rows):
+            batch = rows[self._end_row : self._end_row + PLANNED_AT_ONCE]
+            keys = [key for row in batch for key in row]
             pins = self._l1.hold(keys, fingerprints)
             self._pins += [pin for pin in pins if pin is not None]
-            absent = [key for key, pin in zip(keys, pins, strict=True) if pin is None]
-            if not all(self._loader.may_find(key, self._wanted.layouts) for key in absent):
-                break
-            self._to_load += [(row, key) for key in absent]
-            self._end_row = row + 1
+            in_l1 = dict(zip(keys, (pin is not None for pin in pins), strict=True))
+            absent = [key for key in keys if not in_l1[key]]
+            in_l2 = dict(zip(absent, self._loader.may_find(absent, self._wanted.layouts), strict=True))
+            for row in batch:
+                found = all(in_l1[key] or in_l2[key] for key in row)
+                if not found:
+                    break
+                self._to_load += [(self._end_row, key) for key in row if not in_l1[key]]
+                self._end_row += 1
         if not self._to_load:
             self._let_go()
         return bool(self._to_load)
+
+    def missed_chunks(self) -> int:
+        """Chunks asked for and not in the answer."""
+        return len(self._wanted.rows) - (self.chunks or 0)
 
     def took_s(self) -> float:
         """Seconds from the request to the answer."""
@@ -111,6 +130,7 @@ class DemandLookup:
 
     def time_is_up(self) -> None:
         """Answers with what is there."""
+        self.missed_because = "late"
         self._answer()
 
     def _advance(self) -> None:
@@ -127,19 +147,30 @@ class DemandLookup:
                 self._next += 1
                 self._asked[key] = row
             load = self._loader.request(key, self._wanted.layouts, self._on_load, demand=True)
+            if load is None:
+                self._not_asked(row, key)
+                continue
             with self._lock:
-                if load is None:
-                    # Another lookup may have brought it meanwhile.
-                    del self._asked[key]
-                    pin = self._l1.hold([key], [layout.fingerprint for layout in self._wanted.layouts])[0]
-                    if pin is None:
-                        self._end_row = min(self._end_row, row)
-                    else:
-                        self._pins.append(pin)
-                elif key in self._asked:
+                late = self._over
+                if not late and key in self._asked:
                     self._loads[key] = load
+            if late:
+                self._loader.abandon(load, self._on_load)
         if complete:
             self._answer()
+
+    def _not_asked(self, row: int, key: ObjectKey) -> None:
+        """No tier can be asked for it just now; another lookup may have brought it meanwhile."""
+        pin = self._l1.hold([key], [layout.fingerprint for layout in self._wanted.layouts])[0]
+        with self._lock:
+            del self._asked[key]
+            late = self._over
+            if pin is None:
+                self._end_row = min(self._end_row, row)
+            elif not late:
+                self._pins.append(pin)
+        if late and pin is not None:
+            self._l1.unpin(pin)
 
     def _on_load(self, load: Load) -> None:
         with self._lock:
@@ -148,8 +179,9 @@ class DemandLookup:
             late = self._over
             if not late and load.pin is not None:
                 self._loaded.append(load)
-            elif not late:
-                self._end_row = min(self._end_row, row)
+            elif not late and row < self._end_row:
+                self._end_row = row
+                self.missed_because = _MISSED.get(load.end, "contended")
         if late:
             self._loader.release(load)
         else:

@@ -84,7 +84,7 @@ class SecondTier:
         )
         self.listings = Listings()
         self.eviction = L2Eviction(self.tiers, quotas, threads)
-        self.loader = Loader(self.tiers, l1, segment)
+        self.loader = Loader(self.tiers, l1, segment, config.l2_lookup_deadline_seconds)
         self.lookups = Lookups(l1, self.loader, config.l2_lookup_deadline_seconds, threads)
         pool_bytes = l1.usage()[1]
         self.warm_jobs = WarmJobs(
@@ -149,14 +149,16 @@ class SecondTier:
             return
         self.lookups.stop()
         self.warm_jobs.stop()
-        deadline = time.monotonic() + self._config.write_back_drain_seconds
-        self.write_back.stop(deadline)
+        self.write_back.stop(time.monotonic() + self._config.write_back_drain_seconds)
+        for care in self._care:
+            care.stop(0.0)
+        deadline = time.monotonic() + STOP_TIMEOUT_S
         self.eviction.stop()
         for scrub in self._scrubs:
-            scrub.stop(STOP_TIMEOUT_S)
-        self.loader.stop(time.monotonic() + STOP_TIMEOUT_S)
+            scrub.stop(max(0.0, deadline - time.monotonic()))
+        self.loader.stop(deadline)
         for care in self._care:
-            care.stop()
+            care.stop(max(0.0, deadline - time.monotonic()))
         if self._watch is not None:
             self._watch.stop()
         for tier in self.tiers:
@@ -171,6 +173,9 @@ class SecondTier:
             stalled += number
             if number:
                 logger.warning("L2 adapter %s: %d calls take too long, they count as faults", tier.label, number)
+        self.loader.rescue()
+        for queue in self.write_back.queues:
+            queue.drop_if_away()
         return f"{stalled} stalled calls" if stalled else None
 
     def _refreshed(self, tier: Tier) -> None:

@@ -114,7 +114,7 @@ class WarmJob:
         jobs = self._jobs
         if jobs.is_resident(key, self._layouts):
             self._resident += 1
-        elif not jobs.loader.may_find(key, self._layouts):
+        elif not jobs.loader.may_find([key], self._layouts)[0]:
             self._missing += 1
         elif jobs.is_over_quota(key.cache_salt, self._layouts[0].object_bytes):
             self._over_quota += 1

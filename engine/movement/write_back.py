@@ -36,6 +36,7 @@ from engine.l1.holds import Pin
 from engine.l1.index import Entry
 from engine.l1.segment import SharedSegment
 from engine.l2.base import ConnectionFault, StorageFull
+from engine.l2.calls import STALL_S
 from engine.l2.catalog import Form
 from engine.l2.complaints import Complaints
 from engine.l2.tier import Tier
@@ -66,6 +67,7 @@ class Write:
     nbytes: int
     pin: Pin | None
     attempts: int = 0
+    started: float = 0.0
 
 
 class WriteQueue:
@@ -90,7 +92,7 @@ class WriteQueue:
         self._queued: dict[ObjectKey, Write] = {}
         self._retries: list[tuple[float, int, Write]] = []
         self._numbers = count()
-        self._running: set[ObjectKey] = set()
+        self._running: dict[ObjectKey, Write] = {}
         self._dead: deque[dict[str, object]] = deque(maxlen=MAX_REMEMBERED_DEAD)
         self._closed = False
         self.dirty_bytes = 0
@@ -109,13 +111,31 @@ class WriteQueue:
         if self.tier.knows(entry.key, form):
             self.tier.catalog.used(entry.key)
             self._counters["present"].inc()
-        elif self.tier.breaker.state == "open":
+        elif self._is_away():
             self._counters["breaker_open"].inc()
         elif self._closed or self._is_full_for(entry.nbytes):
             self._counters["queue_full"].inc()
         else:
             return True
         return False
+
+    def _is_away(self) -> bool:
+        """Whether the storage cannot be written to: its breaker is open, or all threads hang in a write."""
+        if self.tier.breaker.state == "open":
+            return True
+        before = self._clock() - STALL_S
+        running = list(self._running.values())
+        return len(running) >= THREADS and all(write.started < before for write in running)
+
+    def drop_if_away(self) -> None:
+        """Makes clean what is queued for a storage that is away: it must not fill L1. To be called now and then."""
+        if not self._is_away():
+            return
+        with self._changed:
+            dropped, self._queued = self._queued, {}
+            for write in dropped.values():
+                self._drop(write)
+        self._counters["breaker_open"].inc(len(dropped))
 
     def _is_full_for(self, nbytes: int) -> bool:
         return bool(self.dirty_bytes) and self.dirty_bytes + nbytes > self._max_bytes
@@ -163,7 +183,7 @@ class WriteQueue:
                 self._give_up(write, "internal error, see the log")
             finally:
                 with self._changed:
-                    self._running.discard(write.key)
+                    self._running.pop(write.key, None)
                     self._drop(write)
                     self._changed.notify_all()
 
@@ -175,7 +195,8 @@ class WriteQueue:
                 for key, write in self._queued.items():
                     if key not in self._running:
                         del self._queued[key]
-                        self._running.add(key)
+                        write.started = self._clock()
+                        self._running[key] = write
                         return write
                 self._changed.wait(max(0.01, self._retries[0][0] - self._clock()) if self._retries else None)
             return None
@@ -241,9 +262,16 @@ class WriteQueue:
         self._complaints.add("write", write.key, reason)
 
     def drain(self, deadline: float) -> int:
-        """Waits until all is written, at most until `deadline` (monotonic); returns what is left then."""
+        """Waits until all is written, at most until `deadline` (monotonic); returns what is left then.
+
+        What waited for a retry has it at once.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: not (self._queued or self._running), max(0.0, deadline - time.monotonic()))
+            self._retries = [(self._clock(), number, write) for _, number, write in self._retries]
+            self._changed.notify_all()
+            self._changed.wait_for(
+                lambda: not (self._queued or self._running or self._retries), max(0.0, deadline - time.monotonic())
+            )
             left = [*self._queued.values(), *(entry[2] for entry in self._retries)]
             running = len(self._running)
             self._closed = True
@@ -365,9 +393,14 @@ class WriteBack:
                 if not self._may_store(queue.tier, entry.key.cache_salt):
                     queue.tier.counters.write_back["no_quota"].inc()
                 elif queue.wants(entry, form):
-                    pin = self._l1.hold([entry.key], (form.fingerprint,))[0]
-                    if pin is not None:
-                        queue.put(pin.entries[0], form, pin)
-                    else:
-                        queue.tier.counters.write_back["evicted_before"].inc()
+                    self._queue(queue, entry)
         return number
+
+    def _queue(self, queue: WriteQueue, entry: Entry) -> None:
+        """What is READY under the key by now may be another object than was committed: its own form counts."""
+        pin = self._l1.hold([entry.key], (entry.fingerprint,))[0]
+        if pin is None:
+            queue.tier.counters.write_back["evicted_before"].inc()
+            return
+        held = pin.entries[0]
+        queue.put(held, Form(held.fingerprint, held.missing), pin)

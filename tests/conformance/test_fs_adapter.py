@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.l2.fs_adapter import FsAdapter, FsConfig
+from engine.l2.fs_adapter import LEFTOVER_AFTER_S, FsAdapter, FsConfig
 from engine.l2.record import HEADER_BYTES
 from tests.conformance.l2_conformance import KEY, L2Conformance, Raw, load, payload, record, store
 
@@ -93,13 +93,16 @@ def test_a_write_that_is_cut_short_goes_on(tmp_path: Path, monkeypatch: pytest.M
     assert load(adapter, KEY, 5000) == (HEADER_BYTES + 5000, bytes(record(KEY, payload(1))[0]), payload(1))
 
 
-def test_what_a_killed_writer_left_is_removed_at_start(tmp_path: Path) -> None:
+def test_what_a_killed_writer_left_is_removed_at_start_but_not_what_another_server_writes(tmp_path: Path) -> None:
     FsAdapter(FsConfig(str(tmp_path / "l2")))
-    (tmp_path / "l2" / "tmp" / "half").write_bytes(b"half a record")
+    left, running = (tmp_path / "l2" / "tmp" / name for name in ("left", "running"))
+    for path in (left, running):
+        path.write_bytes(b"half a record")
+    os.utime(left, (1, time.time() - LEFTOVER_AFTER_S - 1))
 
     adapter = FsAdapter(FsConfig(str(tmp_path / "l2")))
 
-    assert list((tmp_path / "l2" / "tmp").iterdir()) == []
+    assert list((tmp_path / "l2" / "tmp").iterdir()) == [running]
     assert list(adapter.scan()) == []
 
 

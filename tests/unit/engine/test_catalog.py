@@ -85,7 +85,7 @@ def test_a_scan_gives_the_order_of_use_and_what_came_meanwhile_is_newer() -> Non
     assert [key for key, _ in catalog.oldest(2, 10)] == [KEYS[5], KEYS[1]]
 
 
-def test_a_scan_that_breaks_off_leaves_what_was_known_and_may_be_repeated() -> None:
+def test_what_a_scan_found_before_it_broke_off_counts_and_it_may_be_repeated() -> None:
     catalog = Catalog(LRU())
     catalog.add(KEYS[0], 3)
 
@@ -97,6 +97,7 @@ def test_a_scan_that_breaks_off_leaves_what_was_known_and_may_be_repeated() -> N
         catalog.take_scan(broken())
 
     assert not catalog.complete
-    check(catalog, {KEYS[0]: 3})
+    check(catalog, {KEYS[0]: 3, KEYS[1]: 1})
     catalog.take_scan([Stored(KEYS[1], 1, 0.0)])
+    assert catalog.complete
     check(catalog, {KEYS[0]: 3, KEYS[1]: 1})

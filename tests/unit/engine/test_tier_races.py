@@ -8,6 +8,7 @@ import pytest
 from engine.engine import Engine
 from engine.l1.holds import Pin
 from engine.l2.base import Buffers
+from engine.l2.calls import Reading
 from engine.l2.catalog import Form
 from engine.l2.fault_adapter import Faults
 from engine.l2.memory_adapter import MemoryAdapter
@@ -63,9 +64,9 @@ def test_an_object_deleted_right_after_it_was_read_is_not_known(monkeypatch: pyt
         reading = tier.calls.reading
 
         @contextmanager
-        def then_deleted(key: ObjectKey) -> Iterator[None]:
-            with reading(key):
-                yield
+        def then_deleted(key: ObjectKey) -> Iterator[Reading]:
+            with reading(key) as own:
+                yield own
             assert tier.delete(key)
 
         monkeypatch.setattr(tier.calls, "reading", then_deleted)
@@ -122,7 +123,7 @@ def test_who_asks_for_an_object_that_nobody_wanted_any_more_is_not_sent_away(mon
     with engine_with(MEMORY) as engine:
         stored_then_forgotten(engine, 1)
         tier, key, layouts = engine.l2.tiers[0], first_key(engine), engine.registrations.object_layouts(("model", 1))
-        loader = Loader(engine.l2.tiers, engine.l1, engine.segment)
+        loader = Loader(engine.l2.tiers, engine.l1, engine.segment, 2.0)
         ends: list[LoadEnd | None] = []
         finish = loader._finish
 
