@@ -68,7 +68,7 @@ class Site(EngineSite):
 
 
 @pytest.fixture
-def site(tmp_path: Path, short_times: None) -> Iterator[Site]:
+def site(tmp_path: Path, short_times: None, caplog: pytest.LogCaptureFixture) -> Iterator[Site]:
     adapter = {"type": "fault", "inner": {"type": "fs", "base_path": str(tmp_path / "kv")}}
     with ServedEngine(
         l1_size_bytes=POOL_BYTES,
@@ -77,6 +77,8 @@ def site(tmp_path: Path, short_times: None) -> Iterator[Site]:
         l2_lookup_deadline_seconds=DEADLINE_S,
     ) as served:
         yield Site(served)
+    crashes = [record.getMessage() for record in caplog.get_records("call") if record.exc_info]
+    assert not crashes, f"{len(crashes)} exceptions nobody expected, the first: {crashes[0]}"
 
 
 @pytest.fixture
