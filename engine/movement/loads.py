@@ -156,16 +156,32 @@ class Loader:
     def rescue(self) -> None:
         """Lets nobody wait for a storage that hangs. To be called now and then.
 
-        What waits for it goes to the next tier, or fails; loads that have run for too long are over for those who
-        asked for them.
+        What waits for it goes to the next tier, or fails. A load that has run for longer than people are patient is
+        made anew from the next tier, and after OVER_AFTER_S it is over for those who asked for it.
         """
+        now = time.monotonic()
         for tier in self._tiers:
             if not self._can_ask(tier):
                 for load in self._queues[tier.index].empty():
                     self._pass_on(tier, load)
-            before = time.monotonic() - OVER_AFTER_S
-            for load in [load for load in list(self._running[tier.index]) if load.started < before]:
-                self._finish(load, LoadEnd.FAILED, None)
+            for load in list(self._running[tier.index]):
+                if load.started < now - OVER_AFTER_S:
+                    self._finish(load, LoadEnd.FAILED, None)
+                elif load.started < now - self._patience_s:
+                    self._fork(load)
+
+    def _fork(self, load: Load) -> None:
+        """The same key from the tiers that are left, for those who wait; the storage that hangs keeps its slot."""
+        with self._lock:
+            if load.end is not None or not load.running or not load.tiers:
+                return
+            anew = Load(load.key, load.layouts, load.tiers)
+            anew.waiters, load.waiters = load.waiters, []
+            anew.demand, anew.failed, load.end = load.demand, True, LoadEnd.FAILED
+            self._loads[load.key] = anew
+            if self._queues[anew.tiers[0].index].put(anew, demand=anew.demand):
+                return
+        self._finish(anew, LoadEnd.FAILED, None)
 
     def _pass_on(self, tier: Tier, load: Load) -> None:
         with self._lock:
