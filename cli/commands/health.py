@@ -61,7 +61,8 @@ def _print_report(call: Call, report: Report) -> None:
     pairs.append(("chunks", f"{report['chunk_size']} tokens, named by {report['hash_algorithm']}"))
     pairs += l1_pairs(storage)
     pairs.append(("quotas", quota_line(report.get("quotas", {}))))
-    pairs.append(("sessions", f"{report['active_sessions']}, prefetch jobs {report['active_prefetch_jobs']}"))
+    sessions, jobs = report["active_sessions"], report["active_prefetch_jobs"]
+    pairs.append(("at work", f"{count(sessions, 'session')}, {count(jobs, 'prefetch job')}"))
     print_pairs(pairs)
     if storage.get("l2_adapters"):
         say()

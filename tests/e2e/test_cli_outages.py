@@ -9,6 +9,7 @@ import pytest
 from tests.conftest import start_redis
 from tests.e2e.cli_runner import Terminal, larder
 from tests.stack import EngineProcess, WebProcess
+from tests.waiting import wait_for
 
 ADMIN, READ = "admin-secret-4711", "read-secret-4711"
 
@@ -120,6 +121,24 @@ def test_a_server_whose_data_plane_is_unknown_is_pinged_over_http(guarded: WebPr
     assert ended.code == 0
     assert "healthy" in ended.out
     assert "its address is not known" in ended.out
+
+
+def test_a_sick_part_ends_with_4_and_is_named(tmp_path: Path) -> None:
+    files = {"type": "fs", "base_path": str(tmp_path / "objects")}
+    broken = json.dumps({"type": "fault", "inner": files, "error_rate": 1.0})
+    with (
+        start_redis("redis", tmp_path / "redis") as redis,
+        EngineProcess(tmp_path / "larder", redis.url, l2_adapter=broken),
+        WebProcess(tmp_path / "larder", redis.url) as web,
+    ):
+        wait_for(lambda: larder("status", "--url", web.url).code == 4, 30, "the breaker opens", every_s=0.5)
+
+        for words in (("status",), ("top",), ("describe", "server"), ("describe", "adapter", "fault")):
+            ended = larder(*words, "--url", web.url)
+            assert (ended.code, ended.err) == (4, "")
+            assert "fault" in ended.out
+        assert larder("status", "--url", web.url, "--json").json()["is_healthy"] is False
+        assert "SICK" in larder("status", "--url", web.url).out
 
 
 class OnASocket(WebProcess):

@@ -1,6 +1,8 @@
 """`larder prefetch`: where the token ids come from, what the counts say, and a job that is left or cancelled."""
 
 import json
+import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 
 from engine.dataplane.client import LarderClient, SharedKV
 from tests.conftest import start_redis
-from tests.e2e.cli_runner import Ended, Terminal, larder
+from tests.e2e.cli_runner import Ended, Terminal, argv, clean_environ, larder
 from tests.stack import EngineProcess, WebProcess
 from tests.waiting import wait_for
 
@@ -16,7 +18,7 @@ MODEL = "warm/model"
 CHUNKS = 8
 TOKENS = list(range(CHUNKS * 256))
 AS_TEXT = " ".join(map(str, TOKENS))
-SLOW_S = 1.0
+SLOW_S = 0.5
 
 pytestmark = pytest.mark.redis
 
@@ -143,6 +145,23 @@ def test_a_terminal_sees_a_bar_and_then_the_counts(cold: WebProcess, tmp_path: P
         assert terminal.end() == 0
         assert "━" in terminal.output
         assert f"loaded from L2  {CHUNKS}" in terminal.text
+
+
+def test_without_a_terminal_an_interrupt_leaves_the_job_alone(cold: WebProcess, tmp_path: Path) -> None:
+    file = tmp_path / "ids"
+    file.write_text(AS_TEXT)
+    known = len(jobs(cold))
+    words = argv("prefetch", "--model", MODEL, "--url", cold.url, str(file))
+    with subprocess.Popen(words, env=clean_environ(), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as program:
+        assert program.stderr is not None
+        wait_for(lambda: len(jobs(cold)) > known, 20, "the job is submitted")
+        # The job is listed before its submitter has read the answer.
+        wait_for(lambda: jobs(cold)[0]["status"] == "running", 20, "the job runs")
+        program.send_signal(signal.SIGINT)
+        said = program.stderr.read().decode()
+
+    assert program.returncode == 130, said
+    wait_for(lambda: jobs(cold)[0]["status"] == "completed", 30, "the job ends by itself")
 
 
 @pytest.mark.parametrize(("answer", "code", "status"), [("y\n", 1, "cancelled"), ("n\n", 130, "completed")])
