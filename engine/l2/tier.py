@@ -130,11 +130,13 @@ class Tier:
         header = make_header(key, stored.fingerprint, data, form.missing)
         with self.calls.changing(key):
             started = time.perf_counter()
+            asked = False
             try:
-                with self._counted.call("write") as call:
+                with self._counted.call("write"):
+                    asked = True
                     self.adapter.write(key, [memoryview(header), data])
             except ConnectionFault:
-                if call.asked:
+                if asked:
                     self._doubt(key)
                 raise
             took = time.perf_counter() - started
