@@ -50,7 +50,6 @@ class Body:
     form: Any
     example: Any
     content: str = JSON
-    required: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +96,10 @@ def refuses(status: int, *reasons: str, headers: Mapping[str, str] | None = None
     return _adds(*(Answer(status, None, reason, headers=headers or {}) for reason in reasons))
 
 
-def reads(form: Any, *, example: Any, content: str = JSON, required: bool = True) -> Callable[[View], View]:
-    """The request's body, for a view that reads it by itself."""
-    return lambda view: declare(view, body=Body(form, example, content, required))
+def reads(form: Any, *, example: Any, content: str = JSON, checked: bool = False) -> Callable[[View], View]:
+    """The request's body, for a view that reads it by itself. `checked`: a wrong form is 422."""
+    body = Body(form, example, content)
+    return lambda view: declare(view, body=body, is_checked=checked or declaration_of(view).is_checked)
 
 
 def in_path(**parameters: tuple[str, str]) -> Callable[[View], View]:

@@ -3,6 +3,7 @@
 type                                   schema
 -------------------------------------  --------------------------------------------------------------
 str int float bool None                the type of that name; float is any number
+bytes                                  a string that is not text
 Any                                    anything
 list[X], dict[str, X]                  array, object with values of X
 Literal["a", "b"]                      one of these
@@ -29,7 +30,6 @@ from typing import (
 
 _PLAIN = {
     str: "string",
-    bytes: "string",
     int: "integer",
     float: "number",
     bool: "boolean",
@@ -57,6 +57,8 @@ class Components:
             return {"type": "object", "properties": members, "required": list(members), **others}
         if kind in (Any, object):
             return {}
+        if kind is bytes:
+            return {"type": "string", "format": "binary"}
         if kind in _PLAIN:
             return {"type": _PLAIN[kind]}
         if is_typeddict(kind):

@@ -284,7 +284,7 @@ def _request_body(body: Body, components: Components) -> dict[str, Any]:
     content: dict[str, Any] = {"schema": schema}
     if body.example is not None:
         content["example"] = body.example
-    return {"required": body.required, "content": {body.content: content}}
+    return {"required": True, "content": {body.content: content}}
 
 
 def _own_type(self: OpenAPIConverter, field: Field, ret: dict[str, Any]) -> dict[str, Any]:

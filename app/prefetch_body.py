@@ -7,8 +7,9 @@ are handed on as the text in which they came.
 import re
 import secrets
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from marshmallow import ValidationError
 from marshmallow.fields import Field
@@ -34,6 +35,12 @@ class TokenIds:
 class TokenIdList(StrictField):
     """A list of whole numbers from 0 to 2**32 - 1, as TokenIds."""
 
+    json_schema: ClassVar[Mapping[str, Any]] = {
+        "type": "array",
+        "maxItems": MAX_TOKEN_IDS,
+        "items": {"type": "integer", "minimum": 0, "maximum": MAX_TOKEN_ID},
+    }
+
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> TokenIds:
         if isinstance(value, TokenIds):
             return value
@@ -47,10 +54,10 @@ class TokenIdList(StrictField):
 
 
 class PrefetchBody(LarderSchema):
-    model_name: Field = Text(required=True)
-    world_size: Field = Integer(required=True)
-    token_ids: Field = TokenIdList(required=True)
-    cache_salt: Field = Text(load_default="")
+    model_name: Field = Text(required=True, metadata={"description": "As a worker registered it."})
+    world_size: Field = Integer(required=True, metadata={"description": "As a worker registered it."})
+    token_ids: Field = TokenIdList(required=True, metadata={"description": "The prompt; whole chunks of it count."})
+    cache_salt: Field = Text(load_default="", metadata={"description": "The tenant."})
 
 
 def parse_prefetch_body(raw: bytes) -> Any:

@@ -1,9 +1,12 @@
 """GET /loglevel: the levels of the loggers, one or all, and changing one in every process of the server."""
 
+from typing import Literal
+
 from flask import Blueprint, Response
 from marshmallow import fields
 
 from app.backend import Backend, current_backend
+from app.declarations import PLAIN, answers, refuses
 from app.errors import RouteError, plain_text
 from app.policy import TEXT, Level, policy
 from app.request_schema import LarderSchema, Text, takes_query
@@ -16,15 +19,23 @@ router = Blueprint("loglevel", __name__)
 
 
 class LogLevelQuery(LarderSchema):
-    logger_name: fields.Field = Text(load_default="")
-    level: fields.Field = Text(load_default="")
+    logger_name: fields.Field = Text(load_default="", metadata={"description": "A logger; none: all of them."})
+    level: fields.Field = Text(
+        load_default="", metadata={"description": f"Sets the logger's level: {' '.join(LEVELS)}, in any case."}
+    )
 
 
 @router.get("/loglevel")
 @policy(Level.READ, TEXT, admin_with="level")
 @takes_query(LogLevelQuery)
+@answers(200, str, example="app: INFO\napp.api: INFO\n", content=PLAIN)
+@answers(200, str, example="Set app level to DEBUG (including all handlers)", content=PLAIN)
+@answers(200, Literal[None], example=None, says="JSON null: a `level` without a `logger_name` does nothing.")
+@refuses(400, "Invalid log level: LOUD", "200 loggers have a level of their own already")
+@refuses(503, "Redis does not answer: timed out")
 def loglevel(logger_name: str, level: str) -> Response:
-    """Without parameters all loggers; with a name its level; with a level too, sets it. A level alone does nothing."""
+    """The levels of loggers, and setting one in every process. Without parameters all loggers; with a name its level;
+    with a level too, sets it. A level alone does nothing."""
     backend = current_backend()
     if not logger_name:
         return Response("null", mimetype="application/json") if level else plain_text(_list(backend))

@@ -7,6 +7,7 @@ import app
 from app import metrics
 from app.backend import current_backend
 from app.baseline import EXTENSION as BASELINES
+from app.declarations import PLAIN, answers, refuses
 from app.errors import plain_text
 from app.policy import DETAIL, TEXT, Level, policy
 
@@ -15,8 +16,9 @@ router = Blueprint("metrics", __name__)
 
 @router.get("/metrics")
 @policy(Level.OPEN, DETAIL)
+@answers(200, str, example="# TYPE larder_engine_up gauge\nlarder_engine_up 1.0\n", content=PLAIN)
 def show_metrics() -> Response:
-    """Always 200: what is away is a gauge at 0."""
+    """Prometheus text of web tier and engine. Always 200: what is away is a gauge at 0."""
     parts = current_app.extensions
     text = metrics.render(current_backend(), parts[app.REGISTRY], parts[BASELINES])
     return Response(text, content_type=CONTENT_TYPE_PLAIN_0_0_4)
@@ -24,6 +26,8 @@ def show_metrics() -> Response:
 
 @router.post("/metrics/reset")
 @policy(Level.ADMIN, TEXT)
+@answers(200, str, example="ok", content=PLAIN)
+@refuses(503)
 def reset_metrics() -> Response:
     """Counters and histograms of all processes go back to zero. The body is not read."""
     parts = current_app.extensions

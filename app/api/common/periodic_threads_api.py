@@ -5,12 +5,13 @@ that answers, the same in each.
 """
 
 import time
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from flask import Blueprint, current_app
 from marshmallow import fields
 
 from app.backend import Backend, current_backend
+from app.declarations import answers, in_path, refuses
 from app.errors import RouteError
 from app.loops import EXTENSION, STALE_INTERVALS, WebLoop
 from app.policy import ERROR, Level, policy
@@ -26,19 +27,105 @@ LEVELS = ("critical", "high", "medium", "low")
 FRESH_S = 3.0
 
 Entry = dict[str, Any]
+LevelName = Literal["critical", "high", "medium", "low"]
+
+
+class Counts(TypedDict):
+    """How many loops there are, run, and do their work."""
+
+    total: int
+    running: int
+    active: int
+
+
+class ByLevel(TypedDict):
+    """The counts of each level."""
+
+    critical: Counts
+    high: Counts
+    medium: Counts
+    low: Counts
+
+
+class PeriodicSummary(TypedDict):
+    """The counts of all loops."""
+
+    total_count: int
+    running_count: int
+    active_count: int
+    by_level: ByLevel
+
+
+class PeriodicThread(TypedDict):
+    """A supervised loop. Times in seconds; `last_run_time` is 0 and `last_run_ago` null before the first run."""
+
+    name: str
+    level: LevelName
+    interval: float
+    is_running: bool
+    is_active: bool
+    stopped_on_purpose: bool
+    last_run_time: float
+    last_run_ago: float | None
+    init_wait: float
+    total_runs: int
+    failed_runs: int
+    success_rate: float | None
+    last_summary: dict[str, Any] | None
+
+
+class SickThread(TypedDict):
+    """A loop that does not do its work, or `engine`."""
+
+    name: str
+    level: LevelName
+    last_run_ago: float | None
+    interval: float
+
+
+EXAMPLE = {
+    "name": "l1-eviction",
+    "level": "critical",
+    "interval": 1.0,
+    "is_running": True,
+    "is_active": True,
+    "stopped_on_purpose": False,
+    "last_run_time": 1795384853.9,
+    "last_run_ago": 0.61,
+    "init_wait": 0.0,
+    "total_runs": 712,
+    "failed_runs": 0,
+    "success_rate": 100.0,
+    "last_summary": {"timestamp": 1795384853.9, "duration_ms": 0.1, "success": True, "message": "", "extra_info": {}},
+}
+ONE = {"total": 1, "running": 1, "active": 1}
+NONE = {"total": 0, "running": 0, "active": 0}
+EXAMPLE_SUMMARY = {
+    "total_count": 1,
+    "running_count": 1,
+    "active_count": 1,
+    "by_level": {"critical": ONE, "high": NONE, "medium": NONE, "low": NONE},
+}
+SICK = {"name": "engine", "level": "critical", "last_run_ago": None, "interval": 1.0}
 
 
 class PeriodicThreadsQuery(LarderSchema):
-    level: fields.Field = Text(load_default="")
-    running_only: fields.Field = Boolean(load_default=False)
-    active_only: fields.Field = Boolean(load_default=False)
+    level: fields.Field = Text(load_default="", metadata={"description": "Only this level, in any case."})
+    running_only: fields.Field = Boolean(load_default=False, metadata={"description": "Only loops that run."})
+    active_only: fields.Field = Boolean(load_default=False, metadata={"description": "Only loops that are active."})
 
 
 @router.get("/periodic-threads")
 @policy(Level.READ, ERROR)
 @takes_query(PeriodicThreadsQuery)
+@answers(
+    200,
+    {"summary": PeriodicSummary, "threads": list[PeriodicThread]},
+    example={"summary": EXAMPLE_SUMMARY, "threads": [EXAMPLE]},
+)
+@refuses(400, "Invalid level: urgent")
 def periodic_threads(level: str, running_only: bool, active_only: bool) -> Entry:
-    """The loops, and how many there are. The filters narrow the list alone."""
+    """The supervised loops, and how many there are. The filters narrow the list alone."""
     wanted = level.lower()
     if level and wanted not in LEVELS:
         raise RouteError(400, f"Invalid level: {level}")
@@ -55,8 +142,11 @@ def periodic_threads(level: str, running_only: bool, active_only: bool) -> Entry
 
 @router.get("/periodic-threads/<thread_name>")
 @policy(Level.READ, ERROR)
+@in_path(thread_name=("l1-eviction", "The name of a loop."))
+@answers(200, PeriodicThread, example=EXAMPLE)
+@refuses(404, "Thread not found: nobody")
 def periodic_thread(thread_name: str) -> Entry:
-    """One loop."""
+    """One supervised loop."""
     for loop in _all_loops(current_backend()):
         if loop["name"] == thread_name:
             return loop
@@ -65,8 +155,14 @@ def periodic_thread(thread_name: str) -> Entry:
 
 @router.get("/periodic-threads-health")
 @policy(Level.READ, ERROR)
+@answers(
+    200,
+    {"healthy": bool, "unhealthy_count": int, "unhealthy_threads": list[SickThread]},
+    example={"healthy": False, "unhealthy_count": 1, "unhealthy_threads": [SICK]},
+)
 def periodic_threads_health() -> Entry:
-    """Always 200: critical and high loops that do not do their work, and `engine` while it does not serve."""
+    """The loops that are not as they should be. Always 200: critical and high loops that do not do their work, and
+    `engine` while it does not serve."""
     backend = current_backend()
     sick = [
         {name: loop[name] for name in ("name", "level", "last_run_ago", "interval")}

@@ -1,12 +1,14 @@
 """POST /run_script: runs Python in the engine's process. Off unless the settings switch it on."""
 
 import importlib.util
+from typing import Annotated
 
 from flask import Blueprint, Response, current_app, request
 
 import app
 from app.backend import current_backend
 from app.config import AppConfig
+from app.declarations import MULTIPART, PLAIN, answers, reads, refuses
 from app.errors import RouteError, plain_text
 from app.policy import TEXT, Level, policy
 from contract.commands import MAX_SCRIPT_BYTES, RunScript
@@ -23,8 +25,19 @@ SWITCHED_OFF = (
 
 @router.post("/run_script")
 @policy(Level.ADMIN, TEXT)
+@reads(
+    {"script": Annotated[bytes, "Python source, at most 64 KiB, as a file."]},
+    example={"script": "result = 6 * 7"},
+    content=MULTIPART,
+)
+@answers(200, str, example="42", content=PLAIN, says="What the script set as `result`.")
+@refuses(400, "No script file provided")
+@refuses(404, SWITCHED_OFF)
+@refuses(500, "Error executing script: name 'len' is not defined")
+@refuses(503)
 def run_script() -> Response:
-    """The text of what the script set as `result`. The form's file field `script` is its source."""
+    """Runs Python in the engine's process. Off unless the settings switch it on; answers the text of what the script
+    set as `result`."""
     config: AppConfig = current_app.extensions[app.CONFIG]
     if not config.run_script_enabled:
         raise RouteError(404, SWITCHED_OFF)

@@ -7,7 +7,7 @@ wait takes one of the places of those that wait for the engine, and takes no res
 import socket
 import threading
 import time
-from typing import Any
+from typing import Any, Literal
 
 from flask import Blueprint, request
 from marshmallow import validate
@@ -16,6 +16,7 @@ from werkzeug.exceptions import MethodNotAllowed
 
 from app import audit
 from app.backend import Backend, current_backend
+from app.declarations import answers, in_path, refuses
 from app.errors import RouteError
 from app.policy import DETAIL, Level, policy
 from app.prefetch_body import MAX_BODY_BYTES, PrefetchBody, TokenIds, parse_prefetch_body
@@ -37,15 +38,37 @@ NOT_FOUND = "unknown prefetch request, or its result was taken already"
 
 class PollQuery(LarderSchema):
     wait: Field = QueryInteger(
-        load_default=0, validate=validate.Range(0, MAX_WAIT_S, error=Problem("range", f"not from 0 to {MAX_WAIT_S}"))
+        load_default=0,
+        validate=validate.Range(0, MAX_WAIT_S, error=Problem("range", f"not from 0 to {MAX_WAIT_S}")),
+        metadata={"description": "How many seconds the answer may wait for the end of the job."},
     )
+
+
+EXAMPLE_ID = "b6a5634be4a316e316bf05f8507f88bf"
+EXAMPLE_BODY = {"model_name": "llama-8b", "world_size": 1, "token_ids": [1, 15043, 3186], "cache_salt": ""}
+EXAMPLE_RESULT = {"status": COMPLETED, "found_keys": 2, "total_keys": 2}
+names_job = in_path(request_id=(EXAMPLE_ID, "The id that the submission answered."))
 
 
 @router.post("/l2/prefetch")
 @policy(Level.ADMIN, DETAIL)
-@takes_body(PrefetchBody, parse=parse_prefetch_body, max_bytes=MAX_BODY_BYTES)
+@takes_body(PrefetchBody, example=EXAMPLE_BODY, parse=parse_prefetch_body, max_bytes=MAX_BODY_BYTES)
+@answers(
+    202,
+    {"request_id": str, "chunks": int, "status": Literal["submitted"]},
+    example={"request_id": EXAMPLE_ID, "chunks": 2, "status": "submitted"},
+)
+@answers(
+    202,
+    {"chunks": Literal[0], "status": Literal["noop"]},
+    example={"chunks": 0, "status": "noop"},
+    says="`noop`: less than a chunk is no job.",
+)
+@refuses(400, f"more than {MAX_TOKEN_IDS} token_ids", "cache_salt 'a@b' must not contain '@', '/', '\\' or NUL")
+@refuses(409, "no layout is registered for model llama-8b and world size 1")
+@refuses(503)
 def submit(model_name: str, world_size: int, token_ids: TokenIds, cache_salt: str) -> tuple[dict[str, Any], int]:
-    """Starts a job and returns at once. Less than a chunk is no job."""
+    """Starts loading a prompt from L2 into L1, and returns at once. Less than a chunk is no job."""
     if token_ids.count > MAX_TOKEN_IDS:
         raise RouteError(400, f"more than {MAX_TOKEN_IDS} token_ids")
     backend = current_backend()
@@ -68,9 +91,33 @@ def submit(model_name: str, world_size: int, token_ids: TokenIds, cache_salt: st
 
 @router.get("/l2/prefetch/<request_id>")
 @policy(Level.ADMIN, DETAIL)
+@names_job
 @takes_query(PollQuery)
+@answers(200, {"status": Literal["pending"]}, example={"status": "pending"}, headers=NOT_TO_BE_KEPT)
+@answers(
+    200,
+    {"status": Literal["completed"], "found_keys": int, "total_keys": int},
+    example=EXAMPLE_RESULT,
+    headers=NOT_TO_BE_KEPT,
+)
+@answers(
+    200,
+    {
+        "status": Literal["completed"],
+        "found_keys": int,
+        "total_keys": int,
+        "outcome": Literal["failed", "cancelled"],
+        "error": str,
+    },
+    example={**EXAMPLE_RESULT, "found_keys": 1, "outcome": "cancelled", "error": ""},
+    headers=NOT_TO_BE_KEPT,
+    says="`outcome` is there for a job that failed or was cancelled.",
+)
+@refuses(404, NOT_FOUND)
+@refuses(503)
 def poll(request_id: str, wait: int) -> tuple[dict[str, Any], dict[str, str]]:
-    """The result of a job that is over, once; `wait` is how many seconds the answer may take."""
+    """The result of a job that is over, once. `wait` is how many seconds the answer may take; until the job is over
+    the answer is `pending`."""
     if request.method == "HEAD":  # it would take the result away and show nothing
         raise MethodNotAllowed(["GET", "DELETE"])
     backend = current_backend()
@@ -92,6 +139,19 @@ def poll(request_id: str, wait: int) -> tuple[dict[str, Any], dict[str, str]]:
 
 @router.delete("/l2/prefetch/<request_id>")
 @policy(Level.ADMIN, DETAIL)
+@names_job
+@answers(
+    200,
+    {"request_id": str, "status": Literal["cancelled", "completed", "failed"]},
+    example={"request_id": EXAMPLE_ID, "status": "cancelled"},
+)
+@answers(
+    202,
+    {"request_id": str, "status": Literal["cancelling"]},
+    example={"request_id": EXAMPLE_ID, "status": "cancelling"},
+)
+@refuses(404, NOT_FOUND, "the prefetch request is over")
+@refuses(503)
 def cancel(request_id: str) -> tuple[dict[str, str], int]:
     """Cancels a job; what was loaded stays. `status` is how the job ended, `cancelling` if that takes longer."""
     backend = current_backend()

@@ -5,11 +5,12 @@ judged before the backend is looked for, so a wrong request is told so on any se
 """
 
 import json
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 from flask import Blueprint
 
 from app.backend import current_backend
+from app.declarations import answers, in_path, reads, refuses
 from app.errors import RouteError
 from app.l2_schema import DaxAdd, DaxRemove, DaxResize, GenericChange
 from app.policy import ERROR, Level, policy
@@ -26,9 +27,53 @@ STATUS_OF_REFUSAL = {"bad_request": 400, "forbidden": 403, "not_found": 404, "co
 #: Beyond the number of adapters that there can be, and within what a command may carry.
 MAX_INDEX = 1_000_000
 
+BACKEND = ("dax", "The type of an adapter; its case and spaces around it do not matter.")
+Change = Annotated[
+    dict[str, Any],
+    "The fields of the operation; a DAX operation takes no others than these.",
+    {
+        "properties": {
+            "device_path": {"type": "string"},
+            "size": {"type": ["integer", "string"], "description": "Bytes, or a text such as `1.5 TiB`."},
+            "mode": {"enum": ["migrate", "evict", "drain"], "default": "migrate"},
+            "force": {"type": "boolean", "default": False},
+            "adapter_index": {
+                "type": "integer",
+                "default": 0,
+                "description": "Counts only the adapters of this backend.",
+            },
+        }
+    },
+]
+
+
+class ChangeableAdapter(TypedDict):
+    """An adapter that can be changed at runtime, and how it is."""
+
+    backend: str
+    supported_operations: list[str]
+    adapter_index: int
+    l2_adapter_index: int
+    status: dict[str, Any]
+
+
+DAX_EXAMPLE = {
+    "backend": DAX,
+    "supported_operations": ["status", "add", "remove", "resize"],
+    "adapter_index": 0,
+    "l2_adapter_index": 0,
+    "status": {"hotplug_enabled": True, "slot_bytes": 4202496, "devices": []},
+}
+
 
 @router.get("/reconfigure/backends")
 @policy(Level.READ, ERROR)
+@answers(
+    200,
+    {"enabled": bool, "num_backends": int, "backends": list[str]},
+    example={"enabled": True, "num_backends": 1, "backends": [DAX]},
+)
+@refuses(503)
 def backends() -> dict[str, Any]:
     """The backends of which an adapter is configured that can be changed."""
     names = sorted({entry["backend"] for entry in _reconfigurable()})
@@ -37,8 +82,16 @@ def backends() -> dict[str, Any]:
 
 @router.get("/reconfigure/<backend>/status")
 @policy(Level.READ, ERROR)
+@in_path(backend=BACKEND)
+@answers(
+    200,
+    {"enabled": bool, "backend": str, "num_adapters": int, "adapters": list[ChangeableAdapter]},
+    example={"enabled": True, "backend": DAX, "num_adapters": 1, "adapters": [DAX_EXAMPLE]},
+)
+@refuses(400, "backend must be non-empty")
+@refuses(503)
 def status(backend: str) -> dict[str, Any]:
-    """The adapters of a backend that can be changed, as they are now; none for an unknown backend."""
+    """The adapters of a backend that can be changed, as they are now. None for an unknown backend."""
     entries = _reconfigurable()
     name = _word(backend, "backend")
     found = [entry for entry in entries if entry["backend"] == name]
@@ -47,8 +100,26 @@ def status(backend: str) -> dict[str, Any]:
 
 @router.post("/reconfigure/<backend>/<operation>")
 @policy(Level.ADMIN, ERROR)
+@in_path(backend=BACKEND, operation=("add", "What to do: `add`, `resize` and `remove` for DAX."))
+@reads(Change, example={"device_path": "/dev/dax1.0", "size": "100GiB"}, checked=True)
+@answers(
+    200,
+    dict[str, Any],
+    example={"status": "ok", "operation": "add", "adapter_index": 0, "device": {"index": 1, "state": "active"}},
+    says="The adapter's own words.",
+)
+@refuses(400, "operation must be non-empty", "unsupported dax reconfigure operation: grow")
+@refuses(403, "DAX hotplug is disabled")
+@refuses(404, "dax adapter not found", "DAX device not found")
+@answers(
+    409,
+    {"error": str, ...: Any},
+    example={"error": "slots are in use", "status": "blocked", "locked_key_count": 1, "borrowed_slot_count": 0},
+)
+@refuses(503)
+@refuses(507, "no room to move objects to")
 def change(backend: str, operation: str) -> tuple[dict[str, Any], int]:
-    """Changes one adapter of a backend; the answer is the adapter's own."""
+    """Changes one adapter of a backend while it is used. The answer is the adapter's own."""
     body = json_body()
     current_backend().require_engine()
     name, verb = _word(backend, "backend"), _word(operation, "operation")
