@@ -36,6 +36,7 @@ def create_app(config: AppConfig, backend: Backend, categories: tuple[str, ...])
     app.extensions[loops.EXTENSION] = []
     app.extensions[baseline.EXTENSION] = baseline.Baselines()
     autoload.load_blueprints(app, categories)
+    metrics.expect_routes(app, registry)
     policies = app.extensions[errors.POLICIES] = collect_policies(app)
     _guard(app, Gate(config.admin_token, config.read_token), policies)
     app.extensions[audit.EXTENSION] = audit.install(app, backend.write_audit, registry)

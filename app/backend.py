@@ -86,6 +86,9 @@ class Backend(Protocol):
     def set_log_level(self, name: str, level: str) -> bool:
         """Sets one for all processes; False when too many have one."""
 
+    def queue_length(self) -> int:
+        """Commands that wait or run."""
+
     def metrics_baselines(self) -> dict[str, str]:
         """What a reset of the metrics subtracts, by process group; see baseline.py."""
 
@@ -232,6 +235,10 @@ class QueueBackend:
     def set_log_level(self, name: str, level: str) -> bool:
         with self._redis() as client:
             return write_level(client, self._keys, name, level)
+
+    def queue_length(self) -> int:
+        with self._redis() as client:
+            return int(client.xlen(self._keys.commands))
 
     def metrics_baselines(self) -> dict[str, str]:
         with self._redis() as client:

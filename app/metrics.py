@@ -10,8 +10,8 @@ import os
 import secrets
 import time
 
-from flask import Flask, Request
-from prometheus_client import CollectorRegistry, generate_latest, values
+from flask import Flask, Request, Response, request
+from prometheus_client import CollectorRegistry, Counter, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_flask_exporter import PrometheusMetrics
 
@@ -25,9 +25,14 @@ logger = logging.getLogger(__name__)
 
 MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"
 UNMATCHED = "(none)"
+SECONDS = "larder_http_request_duration_seconds"
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0)
 
+#: Kinds of errors, by the first digit of the status.
+ERRORS = {4: "client", 5: "server"}
+
 _place = "main"
+_errors: Counter | None = None
 _run = secrets.token_hex(6)
 
 
@@ -45,8 +50,36 @@ def install(app: Flask) -> CollectorRegistry:
         values.ValueClass = values.MultiProcessValue(process_identifier=_worker_place)
     registry = CollectorRegistry()
     HttpMetrics(app, path=None, defaults_prefix="larder", group_by=route, buckets=BUCKETS_S, registry=registry)
+    _count_errors(app, registry)
     app.wsgi_app = _OnlyKnownMethods(app.wsgi_app)  # type: ignore[method-assign]
     return registry
+
+
+def _count_errors(app: Flask, registry: CollectorRegistry) -> None:
+    global _errors
+    _errors = errors = Counter(
+        "larder_http_errors", "Requests that were answered with an error, by route and whose it is",
+        ["method", "route", "kind"], registry=registry,
+    )  # fmt: skip
+
+    @app.after_request
+    def count(response: Response) -> Response:
+        kind = ERRORS.get(response.status_code // 100)
+        if kind is not None:
+            errors.labels(request.method, route(request), kind).inc()
+        return response
+
+
+def expect_routes(app: Flask, registry: CollectorRegistry) -> None:
+    """Makes the series of all routes, at 0: an alert on a rate needs them before the first request."""
+    errors, seconds = (registry._names_to_collectors[name] for name in ("larder_http_errors", SECONDS))
+    for name, status in (("larder_http_request", "200"), ("larder_http_request_exceptions", "500")):
+        registry._names_to_collectors[name].labels("GET", status)  # type: ignore[attr-defined]
+    for rule in app.url_map.iter_rules():
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}:
+            seconds.labels(method, rule.rule, "200")  # type: ignore[attr-defined]
+            for kind in ERRORS.values():
+                errors.labels(method, rule.rule, kind)  # type: ignore[attr-defined]
 
 
 def begin_run() -> None:
@@ -59,6 +92,8 @@ def take_place(place: int) -> None:
     """Counts under this number from now on. Called in a new worker, before it serves; live workers never share one."""
     global _place
     _place = str(place)
+    if _errors is not None:
+        _errors.labels("GET", UNMATCHED, "client").inc(0)  # has all series written under the new place
 
 
 def route(request: Request) -> str:
@@ -69,11 +104,12 @@ def route(request: Request) -> str:
 def render(backend: Backend, registry: CollectorRegistry, baselines: Baselines) -> str:
     """All metrics as Prometheus text. Answers without Redis and without the engine, and says so in it."""
     http_text = _http_text(registry)
-    engine_is_up, redis_is_up, snapshot = False, True, None
+    engine_is_up, redis_is_up, snapshot, queue_length = False, True, None, 0
     try:
         record = backend.engine_record(reuse=False)
         engine_is_up = record is not None and record.is_alive(time.time()) and record.state == "ready"
         snapshot = backend.last_snapshot(METRICS)
+        queue_length = backend.queue_length()
     except RedisAway:
         redis_is_up = False
     baselines.follow(backend.metrics_baselines)
@@ -82,6 +118,7 @@ def render(backend: Backend, registry: CollectorRegistry, baselines: Baselines) 
         ("larder_engine_up", "Whether the engine is alive and ready", float(engine_is_up)),
         ("engine_up", "The same as larder_engine_up", float(engine_is_up)),
         ("larder_redis_up", "Whether Redis answered this scrape", float(redis_is_up)),
+        ("larder_command_queue_length", "Commands that wait or run, as Redis has them", float(queue_length)),
     ]
     if snapshot is not None:
         gauges.append(("larder_engine_snapshot_age_seconds", "Age of the engine's metrics", snapshot.age_s))

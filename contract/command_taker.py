@@ -78,6 +78,10 @@ class Delivery:
     def command_id(self) -> str:
         return self.fields["id"]
 
+    def age_s(self) -> float:
+        """Seconds since it was submitted, by Redis's clock."""
+        return self.taker.now_s() - float(self.fields["deadline"]) + self.command.timeout_s
+
     def begin(self) -> bool:
         """Whether to run it now; False means that it is already answered. Raises RedisAway: it comes again later."""
         return self.taker.begin(self)
@@ -127,6 +131,10 @@ class CommandTaker:
         """How many were taken, replied, failed, expired, dead; for people and metrics."""
         with self._lock:
             return {name: self._counts[name] for name in ("taken", "replied", "failed", "expired", "dead")}
+
+    def now_s(self) -> float:
+        """Redis's clock, as far as the last read tells it."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME) + self._clock_ahead_s
 
     def in_hand(self) -> int:
         """How many deliveries are not answered yet, unsent answers included."""
@@ -186,7 +194,7 @@ class CommandTaker:
 
     def _judge(self, delivery: Delivery) -> tuple[str, str]:
         """What may run again needs no mark, so Redis's clock, known from the last read, is enough."""
-        late_s = time.clock_gettime(time.CLOCK_BOOTTIME) + self._clock_ahead_s - float(delivery.fields["deadline"])
+        late_s = self.now_s() - float(delivery.fields["deadline"])
         return ("expired", f"{late_s:.1f}") if late_s > 0 else ("run", "")
 
     def _judge_once(self, delivery: Delivery) -> tuple[str, str]:

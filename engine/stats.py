@@ -16,6 +16,10 @@ disable_created_metrics()
 GIGABYTE = 1e9
 _THROUGHPUT_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0)
 
+#: Where a lookup found its tokens, or why not: no tier has them; no worker is registered for the model; the storage
+#: failed or what it gave was damaged; its answer came after the deadline; L1 had no room for it; a client was writing
+#: the same object. Tokens of a lookup that was called off have none of them.
+LOOKUP_RESULTS = ("l1", "l2", "absent", "unregistered", "failed", "late", "no_room", "contended")
 #: Gauges: field of the reading -> (name, help).
 _GAUGES = {
     "memory_used_bytes": ("lmcache_mp_l1_memory_usage_bytes", "Bytes of the L1 pool in use."),
@@ -124,6 +128,10 @@ class Stats:
             "larder_l2_lookup_wait_seconds", "Time from a lookup that needs L2 to its answer.",
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 2.5, 5.0), registry=registry,
         )  # fmt: skip
+        self.lookup_tokens = self._labelled(
+            "larder_lookup_tokens", "Tokens in whole chunks that lookups asked for, by what came of them.", "result",
+            LOOKUP_RESULTS,
+        )  # fmt: skip
         self.lookups_unregistered = Counter(
             "larder_lookups_unregistered", "Lookups for a model that no worker registered.", registry=registry
         )
@@ -134,11 +142,13 @@ class Stats:
         self.lookup_requested_tokens.inc(requested_tokens)
         self.lookup_hit_tokens.inc(hit_tokens)
         self.lookup_hit_l1_tokens.inc(hit_tokens)
+        self.lookup_tokens["l1"].inc(hit_tokens)
 
     def count_loaded_lookup(self, more_tokens: int, took_s: float) -> None:
         """A lookup that was counted has found so many tokens more by loading from L2."""
         self.lookup_hit_tokens.inc(max(0, more_tokens))
         self.lookup_hit_l2_tokens.inc(max(0, more_tokens))
+        self.lookup_tokens["l2"].inc(max(0, more_tokens))
         self.lookup_wait.observe(took_s)
 
     def _labelled(self, name: str, text: str, label: str, values: Iterable[str]) -> dict[str, Counter]:

@@ -8,6 +8,9 @@ import functools
 import logging
 import threading
 import time
+from typing import Any
+
+from prometheus_client import CollectorRegistry
 
 from contract.command_queue import BUSY
 from contract.command_taker import CommandTaker, Delivery
@@ -16,6 +19,7 @@ from engine.periodic import PeriodicThreads, RunRecord
 from workers.command_handlers import Worker, failure_of, run
 from workers.outage import Outage
 from workers.publisher import Publisher
+from workers.queue_metrics import CommandTimes
 from workers.slow_commands import SlowCommands
 
 logger = logging.getLogger(__name__)
@@ -37,7 +41,10 @@ class CommandLoop:
         publisher: Publisher,
         threads: PeriodicThreads,
         block_s: float = BLOCK_S,
+        registry: CollectorRegistry | None = None,
     ) -> None:
+        """`registry` takes the durations of the commands."""
+        self._times = CommandTimes(registry or CollectorRegistry())
         self._taker = taker
         self._block_s = block_s
         self._worker = worker
@@ -98,13 +105,21 @@ class CommandLoop:
         elif not self._slow.offer(functools.partial(self._run, delivery)):
             delivery.fail(BUSY, f"{delivery.command.op}: too many slow commands are waiting")
 
+    def _timed(self, delivery: Delivery) -> dict[str, Any]:
+        began = time.monotonic()
+        try:
+            return run(self._worker, delivery.command)
+        finally:
+            self._times.ran(delivery.command.op, time.monotonic() - began)
+
     def _run(self, delivery: Delivery) -> None:
         op, command_id = delivery.command.op, delivery.command_id
         began = time.monotonic()
         try:
             if not delivery.begin():
                 return
-            result = run(self._worker, delivery.command)
+            self._times.waited(delivery.age_s())
+            result = self._timed(delivery)
         except RedisAway as error:
             logger.warning("command %s %s not begun, it comes again: %s", op, command_id, error)
         except Exception as error:  # noqa: BLE001  # the command's top: its failure is its answer, and logged

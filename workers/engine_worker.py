@@ -41,6 +41,7 @@ from engine.dataplane.limits import DataPlaneLimits
 from engine.dataplane.server import DataPlaneServer
 from engine.engine import Engine
 from engine.errors import StartError
+from engine.gauges import QuotaGauges, ThreadGauges
 from workers.command_handlers import Worker
 from workers.command_loop import BLOCK_S, CommandLoop
 from workers.errors import EXIT_CANNOT_START, CannotStart
@@ -99,10 +100,13 @@ class EngineWorker:
         if settings.run_script_enabled:
             scripts = ScriptRunner(make_script_app(engine), settings.script_allowed_imports)
         worker = Worker(engine, self._tenants, self._prefetch, scripts)
-        self._commands = CommandLoop(self._taker, worker, self._publisher, engine.threads)
-        engine.stats.registry.register(CommandCounts(self._taker.counts))
-        ProcessCollector(registry=engine.stats.registry)
-        PlatformCollector(registry=engine.stats.registry)
+        registry = engine.stats.registry
+        self._commands = CommandLoop(self._taker, worker, self._publisher, engine.threads, registry=registry)
+        registry.register(CommandCounts(self._taker.counts, self._taker.in_hand))
+        registry.register(ThreadGauges(engine.threads))
+        registry.register(QuotaGauges(engine.quotas, engine.usage_by_salt))
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
         self._worker = worker
         self._undo: list[Callable[[], None]] = []
 

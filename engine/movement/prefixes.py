@@ -69,6 +69,7 @@ class Prefixes:
                 self._sessions.set_lookup_result(request.request_id, pending)
                 self._l2.begin_lookup(pending)
                 return
+        self._stats.lookup_tokens["absent" if layouts else "unregistered"].inc((chunks - hit) * self._chunk_size)
         self._sessions.set_lookup_result(request.request_id, hit)
         if called_off:
             self._finished()
@@ -76,6 +77,7 @@ class Prefixes:
     def _lookup_over(self, hit_in_l1: int, lookup: DemandLookup) -> None:
         more = (lookup.chunks or 0) - hit_in_l1
         self._stats.count_loaded_lookup(more * self._chunk_size, lookup.took_s())
+        self._stats.lookup_tokens[lookup.missed_because].inc(lookup.missed_chunks() * self._chunk_size)
         self._finished()
 
     def start_warm(self, model_name: str, world_size: int, tokens: "array[int]", cache_salt: str) -> WarmJob | None:

@@ -108,6 +108,10 @@ class MemoryBackend:
         self.levels[name] = level
         return True
 
+    def queue_length(self) -> int:
+        self._reach()
+        return len(self.commands)
+
     def metrics_baselines(self) -> dict[str, str]:
         self._reach()
         return dict(self.baselines)
