@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.dataplane.client import LarderClient, SharedKV
 from tests.conftest import start_redis
 from tests.e2e.cli_runner import Terminal, larder
 from tests.stack import EngineProcess, WebProcess
@@ -128,10 +129,14 @@ def test_a_sick_part_ends_with_4_and_is_named(tmp_path: Path) -> None:
     broken = json.dumps({"type": "fault", "inner": files, "error_rate": 1.0})
     with (
         start_redis("redis", tmp_path / "redis") as redis,
-        EngineProcess(tmp_path / "larder", redis.url, l2_adapter=broken),
+        EngineProcess(tmp_path / "larder", redis.url, l2_adapter=broken) as engine,
         WebProcess(tmp_path / "larder", redis.url) as web,
+        SharedKV([(2, 256, 16, 1, 8)]) as memory,
+        LarderClient(f"tcp://127.0.0.1:{engine.port}", "m") as client,
     ):
-        wait_for(lambda: larder("status", "--url", web.url).code == 4, 30, "the breaker opens", every_s=0.5)
+        client.register_shared(memory)
+        client.store(list(range(16 * 256)), list(range(256)), "r")
+        wait_for(lambda: larder("status", "--url", web.url).code == 4, 30, "the breaker opens", every_s=0.2)
 
         for words in (("status",), ("top",), ("describe", "server"), ("describe", "adapter", "fault")):
             ended = larder(*words, "--url", web.url)
