@@ -33,6 +33,7 @@ from tests.conformance.s3_servers import Rclone, config_for
 from tests.e2e.served_engine import ServedEngine
 from tests.e2e.test_l2_faults import CALLS, QUARANTINED, STALLED, WRITES, Site
 from tests.stack import Larder
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(400)]
 
@@ -42,6 +43,15 @@ CALM_S, LATENCY_S, OUTAGE_S, DAMAGE_S, CAMPAIGN_S = 5.0, 30.0, 20.0, 60.0, 60.0
 ROLES = ("reader", "reader", "reader", "storer")
 #: One for which the server copies, and one that copies by itself.
 KILLED = (2, 3)
+ALL_FAULTS: list[dict[str, float]] = [
+    {},
+    {"error_rate": 0.3},
+    {"flipped_bit_rate": 0.3, "short_read_rate": 0.2},
+    {"full_rate": 0.5},
+    {"latency_rate": 0.05, "latency_s": 5.0},
+    {},
+]
+FAULT_TURN_S = 8.0
 CLEAR_EVERY_S, DELETE_EVERY_S = 0.5, 0.2
 
 
@@ -148,8 +158,8 @@ def test_the_adapters_redis_is_down_for_twenty_seconds(tmp_path: Path, how: type
 class Operator:
     """Deletes objects of L2 and clears L1 now and then."""
 
-    def __init__(self, site: EngineSite) -> None:
-        self._site, self._chance = site, random.Random(5)
+    def __init__(self, site: EngineSite, *, faults_are_meant: bool = False) -> None:
+        self._site, self._chance, self._faults_are_meant = site, random.Random(5), faults_are_meant
         self._clear_at = self._delete_at = 0.0
         self.deleted = 0
 
@@ -163,7 +173,7 @@ class Operator:
             self._delete_at = now + DELETE_EVERY_S
             keys = engine.l2.tiers[0].catalog.keys()
             result = engine.l2.delete_keys(None, self._chance.sample(keys, min(20, len(keys))))
-            assert not result.error
+            assert not result.error or self._faults_are_meant
             self.deleted += result.deleted
         self._site.check()
 
@@ -203,3 +213,28 @@ def test_rude_clients_an_operator_and_a_killed_client_leave_all_tables_sound(tmp
         wait_until_quiet(site)
         assert served.engine.l2.bytes_by_salt() == bytes_on_disk(files)
         assert list((files / "tmp").iterdir()) == []
+
+
+def test_every_fault_in_turn_beside_a_sound_adapter_leaves_both_catalogs_right(tmp_path: Path) -> None:
+    faulty = {"type": "fault", "inner": {"type": "fs", "base_path": str(tmp_path / "a")}, "serde": {"type": "zstd"}}
+    small = {"type": "fs", "base_path": str(tmp_path / "b"), "max_bytes": 3 * POOL_BYTES}
+    config = {"l2_adapter": (faulty, small), "l1_read_ttl_seconds": 5.0, "l1_write_ttl_seconds": 5.0}
+    with ServedEngine(l1_size_bytes=POOL_BYTES, chunk_size=CHUNK_TOKENS, **config) as served:
+        site = Site(served)
+        operator = Operator(site, faults_are_meant=True)
+        with L2Load(site.port, tmp_path / "clients", prompts=PROMPTS, roles=["rude"] * 6) as load:
+            for rates in ALL_FAULTS:
+                with site.fault(**rates):
+                    pass_time(FAULT_TURN_S, operator.work)
+            load.idle()
+            wait_until_quiet(site)
+            seen = load.seen()
+        assert (seen.wrong_chunks, seen.errors) == (0, ()), (seen, load.complaints())
+        assert seen.slowest_lookup_s <= site.deadline_s + GRACE_S, seen
+        for tier, place in zip(served.engine.l2.tiers, ("a", "b"), strict=True):
+            files = tmp_path / place
+            wait_for(
+                lambda tier=tier, files=files: tier.catalog.bytes_by_salt() == bytes_on_disk(files),
+                20,
+                f"the catalog of {tier.label} says what is stored",
+            )
