@@ -65,7 +65,7 @@ def _guard(app: Flask, gate: Gate, policies: dict[str, Policy]) -> None:
     def admit() -> None:
         route_policy = policies.get(request.endpoint or "")
         if route_policy is not None:
-            g.larder_level = route_policy.level_for(request.args)
+            g.larder_level = route_policy.level_for(request)
             g.larder_caller = gate.admit(g.larder_level, request.environ)
 
 

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, TypeVar
 
-from flask import Flask
-from werkzeug.datastructures import MultiDict
+from flask import Flask, Request
 
 View = TypeVar("View", bound=Callable[..., Any])
 
@@ -56,9 +55,9 @@ class Policy:
     shape: ErrorShape
     admin_with: str = ""
 
-    def level_for(self, query: "MultiDict[str, str]") -> Level:
-        """The level of a request with this query; an empty parameter is none."""
-        return Level.ADMIN if self.admin_with and any(query.getlist(self.admin_with)) else self.level
+    def level_for(self, request: Request) -> Level:
+        """The level of this request; an empty parameter is none."""
+        return Level.ADMIN if self.admin_with and any(request.args.getlist(self.admin_with)) else self.level
 
 
 def policy(level: Level, shape: ErrorShape, *, admin_with: str = "") -> Callable[[View], View]:

@@ -3,13 +3,14 @@
 import json
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from flask import Flask
 from flask.testing import FlaskClient
 
-from app import start_loops
+from app import close_app, start_loops
 from contract.errors import RedisAway
 from contract.log_levels import APPLIED
 from tests.unit.app.memory_backend import MemoryBackend, record
@@ -121,6 +122,35 @@ def test_reading_is_for_readers_and_setting_for_admins(client: FlaskClient, back
     assert text_of(client, "/loglevel?logger_name=diagnosed", environ_base=ELSEWHERE)[0] == 200
     assert text_of(client, "/loglevel?logger_name=a&level=INFO&level=", environ_base=ELSEWHERE)[0] == 403
     assert backend.levels == {}
+
+
+def test_setting_is_noted_and_reading_is_not(client: FlaskClient, backend: MemoryBackend) -> None:
+    client.get("/loglevel?logger_name=diagnosed")
+    client.get("/loglevel?logger_name=diagnosed&level=ERROR")
+    client.get("/env")
+    close_app(client.application)
+
+    assert [(entry["action"], entry["query"], entry["status"]) for entry in backend.audit] == [
+        ("GET /loglevel", "logger_name=diagnosed&level=ERROR", "200"),
+        ("GET /env", "", "200"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("token", "statuses"), [("r", [200, 403, 403, 403]), ("a", [200, 200, 200, 404]), ("x", [401, 401, 401, 401])]
+)
+def test_tokens_open_what_they_are_for(make_app: Callable[..., Flask], token: str, statuses: list[int]) -> None:
+    caller = make_app(admin_token="a", read_token="r").test_client()
+    asked = [
+        ("GET", "/loglevel?logger_name=x"), ("GET", "/loglevel?logger_name=diagnosed&level=INFO"),
+        ("POST", "/metrics/reset"), ("POST", "/run_script"),
+    ]  # fmt: skip
+
+    answers = [caller.open(path, method=method, headers={"Authorization": f"Bearer {token}"}) for method, path in asked]
+
+    assert [answer.status_code for answer in answers] == statuses
+    assert {answer.content_type for answer in answers} == {"text/plain; charset=utf-8"}
+    assert all(("WWW-Authenticate" in answer.headers) == (answer.status_code == 401) for answer in answers)
 
 
 def test_without_redis_a_process_reads_its_own_and_sets_nothing(client: FlaskClient, backend: MemoryBackend) -> None:
