@@ -65,7 +65,7 @@ class L2Stack:
 
 
 @contextmanager
-def start_l2_stack(directory: Path) -> Iterator[L2Stack]:
+def start_l2_stack(directory: Path, **web_settings: object) -> Iterator[L2Stack]:
     """The adapters of the table above, empty."""
     with ExitStack() as parts:
         redis = parts.enter_context(start_redis("redis", directory / "redis"))
@@ -85,5 +85,5 @@ def start_l2_stack(directory: Path) -> Iterator[L2Stack]:
         ]
         settings = {"l2_adapter": json.dumps(adapters), "write_back_drain_seconds": 0.1}
         engine = parts.enter_context(EngineProcess(directory / "larder", redis.url, **settings))
-        web = parts.enter_context(WebProcess(directory / "larder", redis.url))
+        web = parts.enter_context(WebProcess(directory / "larder", redis.url, **web_settings))
         yield L2Stack(directory, engine, web, redis)

@@ -21,9 +21,12 @@ router = Blueprint("kvcache", __name__)
 CHECKSUMS = ErrorShape("detail", engine_away="server not initialized")
 
 
-ABOUT_BLOCKS = {"description": "Needed. The blocks, in order: `0,[2,5],8` is 0, 2, 3, 4, 5, 8."}
-ABOUT_CHUNK = {"description": "Needed, above 0: how many blocks a digest is of."}
-ABOUT_INSTANCE = {"description": "The registered client."}
+ABOUT_BLOCKS = {
+    "description": "Needed. The blocks, in order: `0,[2,5],8` is 0, 2, 3, 4, 5, 8.",
+    "examples": ["0,[2,5],8"],
+}
+ABOUT_CHUNK = {"description": "Needed, above 0: how many blocks a digest is of.", "examples": [4]}
+ABOUT_INSTANCE = {"description": "The registered client.", "examples": [7]}
 ABOUT_LAYERS = {"description": "Digests for each layer by itself."}
 MD5 = "900150983cd24fb0d6963f7d28e17f72"
 

@@ -46,6 +46,9 @@ Change = Annotated[
     },
 ]
 
+#: An adapter's own, with what it has to say beside the reason.
+Refusal = {"error": str, ...: Any}
+
 
 class ChangeableAdapter(TypedDict):
     """An adapter that can be changed at runtime, and how it is."""
@@ -110,14 +113,16 @@ def status(backend: str) -> dict[str, Any]:
 )
 @refuses(400, "operation must be non-empty", "unsupported dax reconfigure operation: grow")
 @refuses(403, "DAX hotplug is disabled")
-@refuses(404, "dax adapter not found", "DAX device not found")
+@refuses(404, "dax adapter not found")
+@answers(400, Refusal, example={"error": "failed to map DAX device", "reason": "[Errno 2] No such file or directory"})
+@answers(404, Refusal, example={"error": "DAX device not found"})
 @answers(
     409,
-    {"error": str, ...: Any},
+    Refusal,
     example={"error": "slots are in use", "status": "blocked", "locked_key_count": 1, "borrowed_slot_count": 0},
 )
+@answers(507, Refusal, example={"error": "no room to move objects to"})
 @refuses(503)
-@refuses(507, "no room to move objects to")
 def change(backend: str, operation: str) -> tuple[dict[str, Any], int]:
     """Changes one adapter of a backend while it is used. The answer is the adapter's own."""
     body = json_body()
