@@ -22,10 +22,16 @@ EVICTED = "lmcache_mp_l1_evicted_chunks_total"
 COMMANDS = "larder_commands_total"
 #: A series whose labels tell stages of the same thing: one of them is counted.
 COUNTED = {COMMANDS: 'outcome="taken"'}
+COMMAND_QUEUE = "larder_command_queue_length"
+LOOKUP_RESULTS = "larder_lookup_tokens_total"
+FOUND = ("l1", "l2")
 QUEUED_TRANSFERS = "larder_dataplane_queued_transfers"
 WAITING_LOOKUPS = "larder_l2_lookups_waiting"
 WAITING_LOADS = "larder_l2_loads_waiting"
 RUNNING_LOADS = "larder_l2_loads_running"
+
+
+_RESULT = re.compile(rf'{LOOKUP_RESULTS}\{{result="(\w+)"\}}', re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -42,14 +48,6 @@ class Sample:
         """A series' value, summed over its labels; 0 for one that is not there."""
         return self.metrics.get(name, 0.0)
 
-    def queue_metrics(self) -> dict[str, float]:
-        """Series about the command queue that are no counters, whichever the server has."""
-        return {
-            name: value
-            for name, value in self.metrics.items()
-            if name.startswith("larder_command") and "queue" in name and not name.endswith(("_total", "_sum", "_count"))
-        }
-
 
 @dataclass(frozen=True)
 class Rates:
@@ -63,6 +61,8 @@ class Rates:
     data_plane_per_s: float | None
     evicted_per_s: float | None
     commands_per_s: float | None
+    #: Why tokens were not found, as shares of those looked up; largest first, without those at 0.
+    missed: Mapping[str, float]
 
 
 def take_sample(call: Call) -> Sample:
@@ -83,14 +83,18 @@ def take_sample(call: Call) -> Sample:
 
 
 def read_metrics(text: str) -> dict[str, float]:
-    """Prometheus text: series by name, summed over their labels; histograms without their buckets."""
+    """Prometheus text: series by name, summed over their labels; histograms without their buckets.
+
+    The results of lookups are kept apart, under name and label.
+    """
     sums: dict[str, float] = {}
     for line in text.splitlines():
         found = _LINE.match(line)
         if found is None or found[1].endswith("_bucket") or COUNTED.get(found[1], "") not in (found[2] or ""):
             continue
+        name = f"{found[1]}{{{found[2]}}}" if found[1] == LOOKUP_RESULTS else found[1]
         try:
-            sums[found[1]] = sums.get(found[1], 0.0) + float(found[3])
+            sums[name] = sums.get(name, 0.0) + float(found[3])
         except ValueError:
             continue
     return sums
@@ -111,6 +115,11 @@ def rates_between(before: Sample | None, now: Sample) -> Rates:
     def share(name: str) -> float | None:
         return grown(name) / asked if asked else None
 
+    missed: dict[str, float] = {}
+    for name in now.metrics:
+        result = _RESULT.fullmatch(name)
+        if result is not None and result[1] not in FOUND and (part := share(name)):
+            missed[result[1]] = part
     return Rates(
         lookups_per_s=per_s("lmcache_mp_lookups_total"),
         hit_share=share(HIT),
@@ -120,4 +129,5 @@ def rates_between(before: Sample | None, now: Sample) -> Rates:
         data_plane_per_s=per_s(DATA_PLANE_REQUESTS),
         evicted_per_s=per_s(EVICTED),
         commands_per_s=per_s(COMMANDS),
+        missed=dict(sorted(missed.items(), key=lambda item: -item[1])),
     )

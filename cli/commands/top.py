@@ -24,6 +24,7 @@ from cli.render import (
     style_of,
 )
 from cli.sample import (
+    COMMAND_QUEUE,
     DATA_PLANE_REQUESTS,
     HIT,
     LOOKED_UP,
@@ -36,7 +37,7 @@ from cli.sample import (
     rates_between,
     take_sample,
 )
-from cli.text import GIB, percent, printable, size
+from cli.text import GIB, count, percent, printable, size
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -94,19 +95,26 @@ def overview(call: Call, sample: Sample, rates: Rates) -> list[tuple[str, object
     status = sample.status
     storage = status["storage_manager"]
     well = "healthy" if status["is_healthy"] else f"UNHEALTHY: {', '.join(complaints(status))}"
-    values = [
-        f"commands {_rate(rates.commands_per_s)}",
-        *(f"{name.removeprefix('larder_')} {value:g}" for name, value in sorted(sample.queue_metrics().items())),
-        f"transfers waiting {sample.value(QUEUED_TRANSFERS):g}",
-        f"lookups waiting for L2 {sample.value(WAITING_LOOKUPS):g}",
-        f"loads {sample.value(RUNNING_LOADS):g} running, {sample.value(WAITING_LOADS):g} waiting",
-    ]
+    waiting = {
+        "command": COMMAND_QUEUE,
+        "transfer": QUEUED_TRANSFERS,
+        "lookup": WAITING_LOOKUPS,
+        "load": WAITING_LOADS,
+    }
+    queues = ", ".join(count(sample.value(name), what) for what, name in waiting.items())
+    loads = f"{count(sample.value(RUNNING_LOADS), 'load')} from L2 running"
+    taken = "" if rates.commands_per_s is None else f", {_rate(rates.commands_per_s)} commands taken"
     return [
         ("server", f"{call.address.shown}  {well}"),
         *l1_pairs(storage)[:2],
         ("hits", _hits(sample, rates)),
+        *(
+            [("misses", ", ".join(f"{why} {_share(part)}" for why, part in rates.missed.items()))]
+            if rates.missed
+            else []
+        ),
         ("traffic", _traffic(sample, rates)),
-        ("queues", ", ".join(values)),
+        ("waiting", f"{queues}; {loads}{taken}"),
         ("quotas", quota_line(status.get("quotas", {}))),
     ]
 

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from cli.commands.keys import rank_text
-from cli.sample import COMMANDS, HIT, HIT_IN_L1, LOOKED_UP, Sample, rates_between, read_metrics
+from cli.sample import COMMANDS, HIT, HIT_IN_L1, LOOKED_UP, LOOKUP_RESULTS, Sample, rates_between, read_metrics
 from cli.token_input import read_tokens
 
 STATUS = {"is_healthy": True}
+RESULTS = {"l1": 50, "l2": 10, "late": 10, "absent": 30, "failed": 0}
 
 
 def sample(at: float, **metrics: float) -> Sample:
@@ -47,6 +48,13 @@ def test_the_first_look_has_shares_since_the_start_and_no_rates() -> None:
     rates = rates_between(None, sample(10.0, **{LOOKED_UP: 8, HIT: 4}))
 
     assert (rates.hit_share, rates.http_per_s) == (0.5, None)
+
+
+def test_misses_are_told_by_their_reason() -> None:
+    text = "\n".join(f'{LOOKUP_RESULTS}{{result="{name}"}} {count}' for name, count in RESULTS.items())
+    now = Sample(1.0, STATUS, {}, {**read_metrics(text), LOOKED_UP: 100})
+
+    assert list(rates_between(None, now).missed.items()) == [("absent", 0.3), ("late", 0.1)]
 
 
 def test_a_counter_that_was_reset_counts_from_zero() -> None:
