@@ -70,6 +70,8 @@ class Stats:
         self._count_lookups(registry)
         self.read_chunks = Counter("lmcache_mp_l1_read_chunks", "Objects read from L1.", registry=registry)
         self.written_chunks = Counter("lmcache_mp_l1_write_chunks", "Objects written to L1.", registry=registry)
+        self.read_bytes = Counter("larder_l1_read_bytes", "Bytes of the objects read from L1.", registry=registry)
+        self.written_bytes = Counter("larder_l1_written_bytes", "Bytes of those written to L1.", registry=registry)
         self.evicted_chunks = Counter("lmcache_mp_l1_evicted_chunks", "Objects evicted from L1.", registry=registry)
         self.evicted_by_reason = self._labelled(
             "larder_l1_evicted_objects", "Objects evicted from L1, by reason.", "reason",

@@ -344,6 +344,7 @@ class Transfers:
         self._stats.transfers["stored" if committed else "refused"].inc()
         if committed:
             self._stats.written_chunks.inc(len(granted))
+            self._stats.written_bytes.inc(sum(entry.nbytes for entry in granted))
         self._on_written(granted if committed else ())
         return committed
 
@@ -353,6 +354,7 @@ class Transfers:
         self._stats.transfers["miss" if pin is None else "hit"].inc()
         if pin is not None:
             self._stats.read_chunks.inc(len(keys))
+            self._stats.read_bytes.inc(sum(entry.nbytes for entry in pin.entries))
         return pin
 
     def _keep_prefix_recent(self, request: CacheRequest, chunks: range) -> None:

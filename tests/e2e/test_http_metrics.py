@@ -20,6 +20,8 @@ from tests.waiting import wait_for
 ROW = re.compile(r"^\| `(\w+)` \| (\w+) \| (.*?) ?\| .+ \|$", re.MULTILINE)
 #: Counted by the test's own questions, and by time.
 RESTLESS = ("larder_http", "process_", "lmcache_mp_l1_eviction_loop_ticks", "larder_command")
+#: Of 256 tokens in the layout that look_up registers: K and V, 16 blocks of 16 slots, one head of 8, float16.
+OBJECT_BYTES = 2 * 256 * 8 * 2
 
 
 class Stack:
@@ -125,6 +127,9 @@ def look_up(stack: Stack) -> None:
         worker.lookup(tokens, "request-2")
         wait_for(lambda: stack.value("larder_lookup_tokens_total", result="l1") == 512, 20, "the hit is counted")
         assert stack.value("larder_lookup_tokens_total", result="absent") == 256
+        worker.retrieve(tokens[:512], [list(range(32))], "request-2")
+        wait_for(lambda: stack.value("larder_l1_read_bytes_total") == 2 * OBJECT_BYTES, 20, "the retrieve is counted")
+        assert stack.value("larder_l1_written_bytes_total") == 2 * OBJECT_BYTES
     wait_for(lambda: stack.value("larder_l2_objects", l2_name="fs") == 2, 20, "it is written to L2")
 
 
