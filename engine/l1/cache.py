@@ -15,6 +15,7 @@ from engine.l1.index import Entry, Index, State
 from engine.l1.invariants import check_invariants
 from engine.l1.leases import LeaseBook, Scope
 from engine.l1.pool import SlotPool
+from engine.l1.remover import Remover
 from engine.l1.report import count_all
 from engine.l1.room import RoomSearch
 from engine.l1.windows import servable_chunks
@@ -50,6 +51,13 @@ class L1Cache:
         # See evictor.py.
         self.evict_to, self.evict_over_quota = self._evictor.evict_to, self._evictor.evict_over_quota
         self.take_evictions = self._evictor.take_counts
+        # See remover.py.
+        self._remover = Remover(self._lock, self._index, pool, self._doomed)
+        self.delete = self._remover.delete
+
+    def follow(self, *, write_ttl_s: float, read_ttl_s: float) -> None:
+        """From now on what is handed out lasts so long; what has been handed out keeps its deadline."""
+        self._write_ttl_s, self._read_ttl_s = write_ttl_s, read_ttl_s
 
     # ---- writing
 
@@ -108,7 +116,7 @@ class L1Cache:
         if offset is None:
             return None
         if present is not None and present.state is State.WRITING:
-            self._doom_writing(present)
+            self._remover.doom(present)
         entry = Entry(key, offset, nbytes, fingerprint, lacks)
         self._index.add_writing(entry)
         return entry
@@ -283,7 +291,7 @@ class L1Cache:
         With `force` the table is empty at once; what is still held is doomed: out of sight, its slot freed when its
         last holder lets go, and the commit of a doomed reservation answers false.
         """
-        return self._clear_all() if force else self._clear_unheld()
+        return self._clear_all() if force else self._remover.clear_unheld()
 
     def _clear_all(self) -> ClearResult:
         with self._lock:
@@ -294,23 +302,11 @@ class L1Cache:
             doomed = len(held) - len(self._doomed)
             for entry in held:
                 entry.state = State.DOOMED
-            self._doomed = held
+            # The same set: the remover has it too.
+            self._doomed.clear()
+            self._doomed.update(held)
             self._pool.keep_only(entry.offset for entry in held)
         return ClearResult(removed=len(before) - doomed, kept=0, doomed=doomed)
-
-    def _clear_unheld(self) -> ClearResult:
-        removed = 0
-        with self._lock:
-            keys = list(self._index.entries)
-        for start in range(0, len(keys), SLICE):
-            with self._lock:
-                entries = map(self._index.readable, keys[start : start + SLICE])
-                for entry in [entry for entry in entries if entry is not None and not entry.held]:
-                    self._index.remove(entry)
-                    self._pool.free(entry.offset)
-                    removed += 1
-        with self._lock:
-            return ClearResult(removed, len(self._index), 0)
 
     def expire(self) -> tuple[int, int]:
         """Ends leases and reservations past their deadline. Returns (owners, reservations) that lost them.
@@ -331,13 +327,8 @@ class L1Cache:
     def _doom(self, reservation: Reservation) -> bool:
         writing = [entry for entry in reservation.granted if entry.state is State.WRITING]
         for entry in writing:
-            self._doom_writing(entry)
+            self._remover.doom(entry)
         return bool(writing)
-
-    def _doom_writing(self, entry: Entry) -> None:
-        self._index.remove(entry)
-        entry.state = State.DOOMED
-        self._doomed.add(entry)
 
     def release_holder(self, holder: int) -> tuple[int, int]:
         """Takes away all pins and reservations of a client that is gone. Returns how many of each."""

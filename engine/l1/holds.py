@@ -46,3 +46,11 @@ class ClearResult:
     removed: int
     kept: int
     doomed: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteCounts:
+    """How many of the named objects went, and how many stayed since somebody holds them."""
+
+    deleted: int
+    skipped: int

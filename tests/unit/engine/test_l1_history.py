@@ -252,6 +252,21 @@ class L1History(RuleBasedStateMachine):
             assert result.removed == before - len(self.ready)
             assert result.doomed == 0
 
+    @rule(keys=prefixes, force=st.booleans())
+    def delete(self, keys: list[ObjectKey], force: bool) -> None:
+        writing = {e.key for r in self.reservations for e in r.granted if e.state is State.WRITING}
+        in_use = self.held() | writing
+        there = [key for key in keys if key in self.ready or key in writing]
+        spared = [] if force else [key for key in there if key in in_use]
+
+        counts = self.l1.delete([*keys, keys[0]], force=force)
+
+        assert (counts.deleted, counts.skipped) == (len(there) - len(spared), len(spared))
+        for key in set(there) - set(spared):
+            self.ready.pop(key, None)
+            for owner in list(self.leases):
+                self.give_back(owner, [key], self.leases[owner][2][key])
+
     @rule(seconds=st.sampled_from((1.0, 10.0, 31.0, 61.0)))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
