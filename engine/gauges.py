@@ -1,8 +1,8 @@
 """Gauges that are read when the metrics are made: how old the loops' last runs are, and what tenants may and do hold.
 
 Labels are bounded: of the tenants with a quota the SHOWN largest have a series, all others share `other`. A salt that
-no operator has named by a quota is not shown: clients choose it, and may mean it to be secret. Looking through very many
-tenants takes time, so it is done only so often that it stays a small part of it.
+no operator has named by a quota is not shown: clients choose it, and may mean it to be secret. Looking through very
+many tenants takes time, so it is done only so often that it stays a small part of it.
 """
 
 import heapq
