@@ -140,6 +140,7 @@ class Connection:
         # Socket timeouts bound each read; the whole exchange is ended by closing the socket under it.
         out_of_time = threading.Event()
         ender = threading.Timer(limit_s, _end, (connection.sock, out_of_time))
+        ender.name = "larder-deadline"
         ender.start()
         try:
             connection.request(method, target, body, headers)
