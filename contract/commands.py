@@ -5,16 +5,21 @@ op               slow  repeatable  shows in snapshots  reply
 engine.ping      no    yes         no                  {"boot_id"}
 engine.threads   no    yes         no                  {"process", "pid", "blocks"}
 engine.loggers   no    yes         no                  {"levels"}
+engine.settings  no    yes         yes                 {"updated", "errors"}
+engine.switch    no    yes         yes                 {"was", "name"}
+engine.chunks    no    yes         no                  {}
 metrics.publish  no    yes         yes                 {}
 script.run       yes   no          no                  {"text"} or {"error"}
 cache.clear      no    yes         yes                 {"removed", "kept", "doomed"}
+l1.delete        yes   no          yes                 {"deleted", "skipped"}
 quota.set        no    yes         yes                 {"cache_salt", "limit_bytes"}
 quota.delete     no    no          yes                 {"removed"}
 kvcache.check    yes   yes         no                  {"chunk_checksums", "num_chunks"}
+kvcache.slots    yes   yes         no                  {"chunk_checksums", "num_chunks"}
 prefetch.start   yes   yes         no                  {"status", "chunks"}
 prefetch.cancel  yes   yes         no                  {"status"}
 l2.delete        yes   yes         yes                 {"adapter", "ok"[, "error"]}
-l2.list          yes   yes         no                  {"adapter", "entries", "next_page_token"}
+l2.list          yes   yes         no                  {"adapter", "shared", "entries", "next_page_token"}
 l2.scrub         yes   yes         no                  the scrub's state, with "started" or "stopped"
 l2.reconfigure   yes   no          yes                 {"body"}, or {"refused", "message", "fields"}
 
@@ -25,22 +30,22 @@ snapshots: answered after a publication that began after its effect. The prefetc
 
 import dataclasses
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from contract.command_fields import (
+    FIELD_RULES,
+    MAX_INTEGER,
+    MAX_KEYS,
+    MAX_PAGE_SIZE,
+    MAX_SALT_CHARACTERS,
+    MAX_SCRIPT_BYTES,
+)
 from contract.errors import BadCommand
 from contract.object_keys import EncodedKey
-from contract.prefetch_jobs import is_request_id
 
-MAX_SALT_CHARACTERS = 1024
-MAX_BLOCK_IDS = 1_000_000
-MAX_INTEGER = 2**63 - 1
-MAX_KEYS = 10_000
-MAX_PAGE_SIZE = 5000
-MAX_TEXT = 16_384
-MAX_SCRIPT_BYTES = 65_536
-SCRUB_ACTIONS = ("start", "stop", "state")
+#: Beside the commands: the bounds on their fields that those who make commands need.
+__all__ = ["MAX_INTEGER", "MAX_KEYS", "MAX_PAGE_SIZE", "MAX_SALT_CHARACTERS", "MAX_SCRIPT_BYTES"]
 
 
 class Command:
@@ -91,6 +96,34 @@ class PublishMetrics(Command):
 
 
 @dataclass(frozen=True)
+class ChangeSettings(Command):
+    """Changes settings until the engine's next start, each for itself."""
+
+    op: ClassVar[str] = "engine.settings"
+    changes_snapshots: ClassVar[bool] = True
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SetSwitch(Command):
+    """Turns one of the engine's switches on or off; `name` is the adapter for `bypass`, else empty."""
+
+    op: ClassVar[str] = "engine.switch"
+    changes_snapshots: ClassVar[bool] = True
+    switch: str
+    name: str
+    on: bool
+
+
+@dataclass(frozen=True)
+class CountChunks(Command):
+    """Starts, stops or resets the statistics of looked-up chunks."""
+
+    op: ClassVar[str] = "engine.chunks"
+    step: str
+
+
+@dataclass(frozen=True)
 class RunScript(Command):
     """Runs Python source in the engine's process, where that is switched on."""
 
@@ -107,6 +140,19 @@ class ClearCache(Command):
 
     op: ClassVar[str] = "cache.clear"
     changes_snapshots: ClassVar[bool] = True
+    force: bool
+
+
+@dataclass(frozen=True)
+class DeleteL1Keys(Command):
+    """Deletes objects from L1; what is leased, in use or unwritten only with `force`. A second run counts anew."""
+
+    op: ClassVar[str] = "l1.delete"
+    repeatable: ClassVar[bool] = False
+    slow: ClassVar[bool] = True
+    changes_snapshots: ClassVar[bool] = True
+    timeout_s: ClassVar[float] = 30.0
+    keys: tuple[EncodedKey, ...]
     force: bool
 
 
@@ -140,6 +186,22 @@ class ChecksumBlocks(Command):
     instance_id: int
     block_ids: tuple[int, ...]
     chunk_size: int
+    layerwise: bool
+
+
+@dataclass(frozen=True)
+class ChecksumSlots(Command):
+    """MD5 over single token slots of a registered worker's KV tensors, for None that which registered first.
+
+    Chunks are of so many slots; for None the slots are only checked.
+    """
+
+    op: ClassVar[str] = "kvcache.slots"
+    slow: ClassVar[bool] = True
+    timeout_s: ClassVar[float] = 60.0
+    worker: int | None
+    slots: tuple[int, ...]
+    slots_per_chunk: int | None
     layerwise: bool
 
 
@@ -219,12 +281,17 @@ COMMANDS: dict[str, type[Command]] = {
         PingEngine,
         ShowThreads,
         ShowLoggers,
+        ChangeSettings,
+        SetSwitch,
+        CountChunks,
         PublishMetrics,
         RunScript,
         ClearCache,
+        DeleteL1Keys,
         SetQuota,
         DeleteQuota,
         ChecksumBlocks,
+        ChecksumSlots,
         StartPrefetch,
         CancelPrefetch,
         DeleteKeys,
@@ -257,119 +324,6 @@ def decode(op: str, body: str) -> Command:
 
 def _check(op: str, name: str, value: object) -> Any:
     try:
-        return _FIELDS[name](value)
+        return FIELD_RULES[name](value)
     except ValueError as error:
         raise BadCommand(f"{op}: {name} must be {error}") from error
-
-
-def _boolean(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("true or false")
-    return value
-
-
-def _integer(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not -MAX_INTEGER <= value <= MAX_INTEGER:
-        raise ValueError("an integer of 64 bits")
-    return value
-
-
-def _count(value: object) -> int:
-    number = _integer(value)
-    if number < 0:
-        raise ValueError("0 or more")
-    return number
-
-
-def _salt(value: object) -> str:
-    if not isinstance(value, str) or len(value) > MAX_SALT_CHARACTERS:
-        raise ValueError(f"a text of at most {MAX_SALT_CHARACTERS} characters")
-    return value
-
-
-def _request_id(value: object) -> str:
-    if not isinstance(value, str) or not is_request_id(value):
-        raise ValueError("the id of a prefetch job")
-    return value
-
-
-def _integers(value: object) -> tuple[int, ...]:
-    if not isinstance(value, list) or len(value) > MAX_BLOCK_IDS:
-        raise ValueError(f"a list of at most {MAX_BLOCK_IDS} integers")
-    return tuple(_integer(item) for item in value)
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str) or len(value) > MAX_TEXT:
-        raise ValueError(f"a text of at most {MAX_TEXT} characters")
-    return value
-
-
-def _optional_text(value: object) -> str | None:
-    return None if value is None else _text(value)
-
-
-def _script(value: object) -> str:
-    if not isinstance(value, str) or len(value) > MAX_SCRIPT_BYTES:
-        raise ValueError(f"a text of at most {MAX_SCRIPT_BYTES} characters")
-    return value
-
-
-def _optional_integer(value: object) -> int | None:
-    return None if value is None else _integer(value)
-
-
-def _page_size(value: object) -> int:
-    if not 1 <= _integer(value) <= MAX_PAGE_SIZE:
-        raise ValueError(f"from 1 to {MAX_PAGE_SIZE}")
-    return _integer(value)
-
-
-def _action(value: object) -> str:
-    if value not in SCRUB_ACTIONS:
-        raise ValueError("one of " + ", ".join(SCRUB_ACTIONS))
-    return str(value)
-
-
-def _object(value: object) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError("an object")
-    return value
-
-
-def _keys(value: object) -> tuple[EncodedKey, ...]:
-    if not isinstance(value, list) or len(value) > MAX_KEYS:
-        raise ValueError(f"a list of at most {MAX_KEYS} keys")
-    return tuple(_key(item) for item in value)
-
-
-def _key(value: object) -> EncodedKey:
-    if not isinstance(value, list) or len(value) != len(EncodedKey._fields):
-        raise ValueError(f"lists of {', '.join(EncodedKey._fields)}")
-    digest, model, rank, group, salt = value
-    return EncodedKey(_text(digest), _text(model), _integer(rank), _count(group), _text(salt))
-
-
-_FIELDS: dict[str, Callable[[object], Any]] = {
-    "force": _boolean,
-    "name": _text,
-    "thread_id": _optional_integer,
-    "script": _script,
-    "cache_salt": _salt,
-    "limit_bytes": _count,
-    "instance_id": _integer,
-    "block_ids": _integers,
-    "chunk_size": _integer,
-    "layerwise": _boolean,
-    "request_id": _request_id,
-    "adapter": _optional_text,
-    "model_name": _optional_text,
-    "page_token": _optional_text,
-    "page_size": _page_size,
-    "action": _action,
-    "backend": _text,
-    "operation": _text,
-    "adapter_index": _integer,
-    "fields": _object,
-    "keys": _keys,
-}

@@ -236,6 +236,14 @@ def load_settings(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Set
     return Settings(**values)
 
 
+def parse_value(name: str, given: Any) -> Any:
+    """The value that a setting would have from a text, a number or a boolean. Raises KeyError, SettingError."""
+    item = {item.name: item for item in dataclasses.fields(Settings)}[name]
+    if not isinstance(given, str | int | float):
+        raise SettingError(f"{name}: allowed: {item.metadata['rule'].allowed}")
+    return _parse(item, given if isinstance(given, str) else json.dumps(given), "the request")
+
+
 def _find(
     item: "dataclasses.Field[Any]",
     flags: Mapping[str, Any],

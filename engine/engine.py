@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from engine import status
 from engine.config import SHM_OFF, EngineConfig
 from engine.device.tensors import KVTensors
-from engine.errors import BadRequest, UnknownInstance, Unsupported
+from engine.errors import BadRequest, NoKVMemory, UnknownInstance, Unsupported
 from engine.housekeeping import Housekeeping
 from engine.kv_layout import EngineDrivenRegistration, engine_driven_layout
 from engine.l1.cache import L1Cache
@@ -30,11 +30,13 @@ from engine.l1.quota import QuotaTable
 from engine.l1.segment import SharedSegment, default_pool_name, remove_stale_pools
 from engine.movement.prefixes import Prefixes
 from engine.movement.second_tier import SecondTier
+from engine.movement.steering import Steering
 from engine.object_key import MAX_WORLD_SIZE, check_model_name
 from engine.periodic import PeriodicThreads
 from engine.registrations import Registration, Registrations
 from engine.sessions import Sessions
 from engine.stats import Stats
+from engine.switches import Switches
 from engine.tenants import Tenants
 from engine.token_hasher import TokenHasher
 from engine.transfers import Transfers
@@ -58,7 +60,6 @@ class Engine:
     """One cache. `start` makes it usable, `stop` gives everything back."""
 
     def __init__(self, config: EngineConfig) -> None:
-        self.config = config
         self.boot_id = secrets.token_hex(6)
         self.started_at = time.time()
         self.stats = Stats()
@@ -84,6 +85,7 @@ class Engine:
         self.housekeeping = Housekeeping(
             config, self.l1, self.sessions, self.registrations, self.quota_table, self.stats, self.threads, self._reap
         )
+        switches = Switches()
         self.transfers = transfers = Transfers(
             self.l1,
             self.segment,
@@ -93,14 +95,15 @@ class Engine:
             chunk_size=config.chunk_size,
             offers_shared_memory=self._offers_shared_memory,
             on_written=self._written,
+            switches=switches,
         )
         self.l2 = SecondTier(config, self.l1, self.segment, self.quota_table, self.stats, self.threads)
         self.prefixes = prefixes = Prefixes(
-            hasher, self.sessions, self.registrations, self.l1, self.l2, self.stats, self._lookup_finished
+            hasher, self.sessions, self.registrations, self.l1, self.l2, self.stats, self._lookup_finished, switches
         )
-        self.tenants = tenants = Tenants(
-            config, self.quota_table, self.l1, self.l2, quotas_changed=self._quotas_changed
-        )
+        self.steering = Steering(config, switches, self.housekeeping, self.l1, self.l2)
+        tenants = Tenants(config, self.quota_table, self.l1, self.l2, quotas_changed=self._quotas_changed)
+        self.tenants = tenants
         # Quotas and usage; see tenants.py.
         self.load_quotas, self.review_quota_epoch = tenants.load, tenants.review_epoch
         self.keep_quota_epoch = tenants.keep_epoch
@@ -144,6 +147,11 @@ class Engine:
         self.segment.close()
 
     # ---- registration
+
+    @property
+    def config(self) -> EngineConfig:
+        """The settings as they are now: operators may change some."""
+        return self.steering.config
 
     @property
     def chunk_size(self) -> int:
@@ -295,6 +303,31 @@ class Engine:
             raise Unsupported("checksum not supported for this engine type")
         with registration.in_use():
             return registration.tensors.checksums(block_ids, chunk_size, layerwise=layerwise)
+
+    def checksum_slots(
+        self, worker: int | None, slots: Sequence[int], chunk_size: int | None, layerwise: bool
+    ) -> dict[str, object]:
+        """MD5 over token slots of a worker's KV memory; None: of the worker that registered first.
+
+        Raises NoKVMemory, BadRequest.
+        """
+        registration = self._with_memory(worker)
+        assert registration.tensors is not None
+        with registration.in_use():
+            return registration.tensors.slot_checksums(slots, chunk_size, layerwise=layerwise)
+
+    def kv_layers(self, worker: int | None) -> dict[str, dict[str, object]]:
+        """Layer -> shape, dtype and device of a worker's KV tensors; None as above. Raises NoKVMemory."""
+        tensors = self._with_memory(worker).tensors
+        assert tensors is not None
+        return tensors.layers()
+
+    def _with_memory(self, worker: int | None) -> Registration:
+        workers = [one for one in self.registrations.all() if one.tensors is not None]
+        known = [one for one in workers if worker in (None, one.instance_id)]
+        if not known:
+            raise NoKVMemory("no KV caches are registered" if worker is None else f"worker {worker} has none")
+        return min(known, key=lambda one: one.number)
 
     def status(self) -> dict[str, object]:
         """The body of GET /status."""

@@ -5,6 +5,7 @@
     ├── BadRequest           the caller's fault; nothing was changed
     │   ├── UnknownInstance      no such registration (http: not found)
     │   ├── NotEnoughBlocks      fewer block ids than the range needs
+    │   ├── NoKVMemory           no worker registered KV memory that could be looked at
     │   ├── NoLayout             no worker registered this model and world size
     │   └── Unsupported          understood, but this engine does not do it
     ├── NoL2Adapter          the request is about storage, and none is configured
@@ -38,6 +39,10 @@ class UnknownInstance(BadRequest):
 
 class NotEnoughBlocks(BadRequest):
     """A block id list is shorter than the token range needs."""
+
+
+class NoKVMemory(BadRequest):
+    """No worker, or not this one, registered KV memory that the server can read."""
 
 
 class NoLayout(BadRequest):

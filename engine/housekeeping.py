@@ -39,11 +39,15 @@ class Housekeeping:
         """`reap` removes a silent worker and says whether it was still there."""
         self._config, self._l1, self._sessions, self._registrations = config, l1, sessions, registrations
         self._quotas, self._stats, self._threads, self._reap_worker = quotas, stats, threads, reap
-        capacity = l1.usage()[1]
-        self._trigger_bytes = int(capacity * config.eviction_trigger_watermark)
-        self._target_bytes = int(self._trigger_bytes * (1 - config.eviction_ratio))
         self._loops: list[PeriodicThread] = []
         self._eviction: PeriodicThread | None = None
+        self.follow(config)
+
+    def follow(self, config: EngineConfig) -> None:
+        """Evicts by these settings from now on."""
+        self._trigger_bytes = int(self._l1.usage()[1] * config.eviction_trigger_watermark)
+        self._target_bytes = int(self._trigger_bytes * (1 - config.eviction_ratio))
+        self.evict_if_full()
 
     def start(self) -> None:
         """Begins all loops."""

@@ -35,6 +35,7 @@ from engine.pending import Match, Pending
 from engine.registrations import Registration, Registrations
 from engine.sessions import Sessions
 from engine.stats import GIGABYTE, Stats
+from engine.switches import Switches
 
 
 class SlotView(msgspec.Struct, frozen=True):
@@ -78,12 +79,13 @@ class Transfers:
         chunk_size: int,
         offers_shared_memory: bool,
         on_written: Callable[[Sequence[Entry]], None],
+        switches: Switches,
     ) -> None:
         """`on_written` is told what each commit made readable, outside all locks; it must be quick."""
         self._l1, self._segment, self._sessions = l1, segment, sessions
         self._registrations, self._stats = registrations, stats
         self._chunk_size, self._offers_shared_memory = chunk_size, offers_shared_memory
-        self._on_written = on_written
+        self._on_written, self._switches = on_written, switches
         self._pending_stores: Pending[Reservation] = Pending("stores")
         self._pending_reads: Pending[Pin] = Pending("retrieves")
 
@@ -106,7 +108,8 @@ class Transfers:
     def store(self, request: CacheRequest, instance_id: int, block_ids: Sequence[Sequence[int]]) -> bool:
         """Copies the range's chunks out of the client's blocks. True when nothing went wrong.
 
-        Chunks that are present, being written, made of null blocks, or for which there is no room are left out.
+        Chunks that are present, being written, made of null blocks, or for which there is no room are left out; all of
+        them while the cache is frozen.
         Raises BadRequest, ClientMemoryError.
         """
         registration, chunks = self._begin(request, instance_id, server_driven=True)
@@ -114,6 +117,9 @@ class Transfers:
         assert tensors is not None
         with registration.in_use():
             tensors.check_block_ids(block_ids, len(chunks))
+            self._switches.note_blocks("store", request, instance_id, block_ids)
+            if self._switches.frozen:
+                return True
             null = tensors.null_chunks(block_ids, len(chunks))
             wanted = [index for index in range(len(chunks)) if index not in null]
             keys = self._sessions.object_keys(request, chunks)
@@ -152,6 +158,7 @@ class Transfers:
             raise BadRequest(f"skip_first_n_tokens {skip_first_n_tokens} is negative")
         with registration.in_use():
             tensors.check_block_ids(block_ids, len(chunks))
+            self._switches.note_blocks("retrieve", request, instance_id, block_ids)
             pin = self._pin(request, registration, chunks, ENGINE)
             if pin is None:
                 return False
@@ -181,7 +188,7 @@ class Transfers:
         registration, chunks = self._begin(request, instance_id, server_driven=False)
         if not self._offers_shared_memory:
             return PreparedSlots(shared_memory=False)
-        if not chunks:
+        if not chunks or self._switches.frozen:
             return PreparedSlots()
         self._pending_stores.check_room(registration.number)
         keys = self._sessions.object_keys(request, chunks)
@@ -200,6 +207,7 @@ class Transfers:
     def commit_store(self, request: CacheRequest, instance_id: int, data: bytes | memoryview = b"") -> bool:
         """Makes the chunks of the matching prepare readable; with `data`, writes them first.
 
+        While the cache is frozen, data that was not prepared for before is left out, which is no failure.
         False when there was no prepare (and no data), when it expired or was cleared, or when there was no room for
         a chunk that came as data. Raises BadRequest, also for data that is not what was registered.
         """
@@ -207,6 +215,8 @@ class Transfers:
         if not chunks:
             return False
         reservation = self._prepared(self._match(request, registration, chunks))
+        if data and reservation is None and self._switches.frozen:
+            return True
         if data:
             return self._commit_data(request, registration, chunks, reservation, data)
         if reservation is None:

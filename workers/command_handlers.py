@@ -1,5 +1,6 @@
 """What each command does: one function per dataclass of contract/commands.py, found by @handles."""
 
+import dataclasses
 import hashlib
 import logging
 import os
@@ -10,11 +11,15 @@ from typing import Any, TypeVar, cast
 from contract.command_queue import BUSY
 from contract.commands import (
     CancelPrefetch,
+    ChangeSettings,
     ChecksumBlocks,
+    ChecksumSlots,
     ClearCache,
     Command,
     ControlScrub,
+    CountChunks,
     DeleteKeys,
+    DeleteL1Keys,
     DeleteQuota,
     ListKeys,
     PingEngine,
@@ -22,6 +27,7 @@ from contract.commands import (
     Reconfigure,
     RunScript,
     SetQuota,
+    SetSwitch,
     ShowLoggers,
     ShowThreads,
     StartPrefetch,
@@ -29,9 +35,10 @@ from contract.commands import (
 from contract.log_levels import all_levels
 from contract.thread_stacks import process_name, thread_blocks
 from engine.engine import Engine
-from engine.errors import BadRequest, EngineError, NoLayout, TooBusy, UnknownInstance, Unsupported
-from workers import l2_handlers
+from engine.errors import BadRequest, EngineError, NoKVMemory, NoLayout, TooBusy, UnknownInstance, Unsupported
+from workers import l2_handlers, steering_handlers
 from workers.errors import CommandRefused
+from workers.live_settings import LiveSettings
 from workers.prefetch_jobs import PrefetchJobs
 from workers.script_runner import ScriptRunner
 from workers.tenant_tables import TenantTables
@@ -50,6 +57,8 @@ class Worker:
     prefetch: PrefetchJobs
     #: None: scripts are switched off.
     scripts: ScriptRunner | None = None
+    #: None: settings cannot be changed.
+    live: LiveSettings | None = None
 
 
 Handler = Callable[[Worker, Any], dict[str, Any]]
@@ -71,7 +80,12 @@ def handles(
 def failure_of(command: Command, error: Exception) -> tuple[str, str]:
     """The code (one of contract.errors.FAILURE_CODES, or BUSY) and the text with which a failed command is answered."""
     if isinstance(error, BadRequest):
-        codes = {UnknownInstance: "not_found", NoLayout: "conflict", Unsupported: "unsupported"}
+        codes = {
+            UnknownInstance: "not_found",
+            NoKVMemory: "not_found",
+            NoLayout: "conflict",
+            Unsupported: "unsupported",
+        }
         return next((code for kind, code in codes.items() if isinstance(error, kind)), "bad_request"), str(error)
     if isinstance(error, TooBusy):
         return BUSY, str(error)
@@ -123,6 +137,12 @@ def clear_cache(worker: Worker, command: ClearCache) -> dict[str, Any]:
     return {"removed": result.removed, "kept": result.kept, "doomed": result.doomed}
 
 
+@handles(DeleteL1Keys)
+def delete_l1_keys(worker: Worker, command: DeleteL1Keys) -> dict[str, Any]:
+    keys = [l2_handlers.object_key(key) for key in command.keys]
+    return dataclasses.asdict(worker.engine.l1.delete(keys, force=command.force))
+
+
 @handles(SetQuota)
 def set_quota(worker: Worker, command: SetQuota) -> dict[str, Any]:
     worker.engine.set_quota(command.cache_salt, command.limit_bytes)
@@ -140,6 +160,26 @@ def delete_quota(worker: Worker, command: DeleteQuota) -> dict[str, Any]:
 @handles(ChecksumBlocks)
 def checksum_blocks(worker: Worker, command: ChecksumBlocks) -> dict[str, Any]:
     return worker.engine.checksum_blocks(command.instance_id, command.block_ids, command.chunk_size, command.layerwise)
+
+
+@handles(ChecksumSlots)
+def checksum_slots(worker: Worker, command: ChecksumSlots) -> dict[str, Any]:
+    return worker.engine.checksum_slots(command.worker, command.slots, command.slots_per_chunk, command.layerwise)
+
+
+@handles(ChangeSettings)
+def change_settings(worker: Worker, command: ChangeSettings) -> dict[str, Any]:
+    return steering_handlers.change_settings(worker.live, command)
+
+
+@handles(SetSwitch)
+def set_switch(worker: Worker, command: SetSwitch) -> dict[str, Any]:
+    return steering_handlers.set_switch(worker.engine, command)
+
+
+@handles(CountChunks)
+def count_chunks(worker: Worker, command: CountChunks) -> dict[str, Any]:
+    return steering_handlers.count_chunks(worker.engine, command)
 
 
 @handles(DeleteKeys)

@@ -21,7 +21,8 @@ def internal_api_config(settings: Settings) -> InternalAPIConfig:
     """The settings of internal API servers, and the tokens."""
     names = ("enabled", "host", "port_start", "include_index_list", "socket_path_prefix", "access_log", "log_level")
     values = {name: getattr(settings, f"internal_api_server_{name}") for name in names}
-    return InternalAPIConfig(**values, admin_token=settings.admin_token, read_token=settings.read_token)
+    own = {name: getattr(settings, name) for name in ("admin_token", "read_token", "run_script_enabled")}
+    return InternalAPIConfig(**values, **own)
 
 
 class LocalEngine:

@@ -25,7 +25,7 @@ def describe_adapters(l2: SecondTier) -> dict[str, Any]:
 def delete_keys(l2: SecondTier, command: DeleteKeys) -> dict[str, Any]:
     """A failure of the storage is part of the answer: what was deleted before it is deleted."""
     with _refusals():
-        result = l2.delete_keys(command.adapter, [_object_key(key) for key in command.keys])
+        result = l2.delete_keys(command.adapter, [object_key(key) for key in command.keys])
     reply: dict[str, Any] = {"adapter": result.adapter, "deleted": result.deleted, "ok": not result.error}
     return {**reply, "error": mask_password(result.error)} if result.error else reply
 
@@ -37,7 +37,8 @@ def list_keys(l2: SecondTier, command: ListKeys) -> dict[str, Any]:
             tier, model_name=command.model_name, page_size=command.page_size, token=command.page_token
         )
     entries = [{"key": key_to_json(key), "size_bytes": size} for key, size in page.entries]
-    return {"adapter": tier.type_name, "entries": entries, "next_page_token": page.next_token}
+    shared = {"shared": tier.spec.shared}
+    return {"adapter": tier.type_name, **shared, "entries": entries, "next_page_token": page.next_token}
 
 
 def control_scrub(l2: SecondTier, command: ControlScrub) -> dict[str, Any]:
@@ -67,5 +68,6 @@ def _refusals() -> Iterator[None]:
         raise CommandRefused("unavailable", f"the storage failed: {mask_password(str(error))[:MAX_WORDS]}") from error
 
 
-def _object_key(key: EncodedKey) -> ObjectKey:
+def object_key(key: EncodedKey) -> ObjectKey:
+    """The key as the engine has it."""
     return key_from_json(key._asdict())

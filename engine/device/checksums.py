@@ -21,7 +21,9 @@ ReadPiece = Callable[[int, int, memoryview], None]
 """(layer index, byte offset in its segment, buffer to fill)"""
 
 
-class _Digest(Protocol):
+class Digest(Protocol):
+    """What hashlib makes."""
+
     def update(self, data: Any, /) -> None: ...
 
 
@@ -62,15 +64,20 @@ def _chunks(layers: Sequence[LayerGeometry], block_ids: Sequence[int], chunk_siz
     return [block_ids[start : start + chunk_size] for start in range(0, len(block_ids), chunk_size)]
 
 
-def _feed(digest: _Digest, layer: LayerGeometry, read: ReadPiece, block_ids: Sequence[int]) -> None:
+def _feed(digest: Digest, layer: LayerGeometry, read: ReadPiece, block_ids: Sequence[int]) -> None:
     """C order runs through a plane's blocks one after the other, so one block in memory at a time is enough."""
-    for block in _blocks_in_logical_order(layer, read, block_ids):
-        if layer.descriptor.dtype == "bfloat16":
-            block = block.astype(np.uint32) << 16
-        digest.update(np.ascontiguousarray(block))
+    for block in blocks_in_logical_order(layer, read, block_ids):
+        hash_elements(digest, layer, block)
 
 
-def _blocks_in_logical_order(
+def hash_elements(digest: Digest, layer: LayerGeometry, elements: np.ndarray[Any, Any]) -> None:
+    """Feeds elements of a layer, which come as integers, in C order."""
+    if layer.descriptor.dtype == "bfloat16":
+        elements = elements.astype(np.uint32) << 16
+    digest.update(np.ascontiguousarray(elements))
+
+
+def blocks_in_logical_order(
     layer: LayerGeometry, read: ReadPiece, block_ids: Sequence[int]
 ) -> Iterator[np.ndarray[Any, Any]]:
     """Blocks as integer arrays of the inner axes that are longer than 1, in the tensor's own order of axes."""

@@ -17,9 +17,10 @@ import numpy as np
 
 from engine.device.block_runs import PieceTable, Transfer
 from engine.device.checksums import layer_checksums, whole_checksums
-from engine.device.describe import describe_geometry
+from engine.device.describe import describe_geometry, describe_layers
 from engine.device.descriptor_count import SEGMENT_DESCRIPTORS
 from engine.device.geometry import KVGeometry
+from engine.device.slot_checksums import digest_slots
 from engine.errors import BadRequest, ClientMemoryError, NotEnoughBlocks
 from engine.kv_layout import TensorDescriptor
 
@@ -132,6 +133,15 @@ class CpuShmTensors:
         digest = layer_checksums if layerwise else whole_checksums
         with self._in_use():
             return digest(layers, self._read_piece, block_ids, chunk_size)
+
+    def slot_checksums(self, slots: Sequence[int], chunk_size: int | None, *, layerwise: bool) -> dict[str, object]:
+        layers = self._geometry.layers
+        check_ids(slots, min(layer.num_blocks * layer.slots for layer in layers), "slot_mapping")
+        with self._in_use():
+            return digest_slots(layers, self._read_piece, slots, chunk_size, layerwise=layerwise)
+
+    def layers(self) -> dict[str, dict[str, object]]:
+        return describe_layers(self._geometry)
 
     def _read_piece(self, layer_index: int, offset: int, into: memoryview) -> None:
         self._segments[self._segment_of[layer_index]].read(offset, len(into), [(0, len(into))], into)

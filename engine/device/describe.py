@@ -30,6 +30,18 @@ def describe_geometry(geometry: KVGeometry) -> dict[str, object]:
     }
 
 
+def describe_layers(geometry: KVGeometry) -> dict[str, dict[str, object]]:
+    """layer_0, layer_1, ... -> shape, dtype, device."""
+    return {
+        f"layer_{layer.index}": {
+            "shape": list(layer.descriptor.shape),
+            "dtype": f"torch.{layer.descriptor.dtype}",
+            "device": "cpu",
+        }
+        for layer in geometry.layers
+    }
+
+
 def _alike(layers: tuple[LayerGeometry, ...]) -> list[list[LayerGeometry]]:
     """Layers of a group, split where dtype or shape differ."""
     alike: dict[tuple[object, ...], list[LayerGeometry]] = {}

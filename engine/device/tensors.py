@@ -49,6 +49,15 @@ class KVTensors(Protocol):
         Raises BadRequest for an id out of range or too many ids, ClientMemoryError.
         """
 
+    def slot_checksums(self, slots: Sequence[int], chunk_size: int | None, *, layerwise: bool) -> dict[str, object]:
+        """The same over token slots, `chunk_size` slots each; without a chunk size they are only checked.
+
+        Slot s is token s % n of block s // n in a layer with n tokens per block.
+        """
+
+    def layers(self) -> dict[str, dict[str, object]]:
+        """Name -> shape, dtype, device of each tensor that holds data."""
+
     def describe(self) -> dict[str, object]:
         """The object `kv_cache_layout` of GET /status: layers, blocks, bytes per token, groups."""
 

@@ -16,8 +16,8 @@ OUTCOMES = ("ok", "miss", "other_layout", "corrupt", "full", "fault", "error", "
 OPERATIONS = ("exists", "read", "write", "delete", "scan")
 #: What became of an object that was to be written back; see engine/movement/write_back.py.
 WRITE_BACK = (
-    "stored", "present", "retried", "queue_full", "breaker_open", "no_quota", "evicted_before", "cancelled", "dead",
-    "left_at_stop",
+    "stored", "present", "retried", "queue_full", "breaker_open", "bypassed", "no_quota", "evicted_before", "cancelled",
+    "dead", "left_at_stop",
 )  # fmt: skip
 #: Gauges: field of a tier's reading -> (name, help).
 GAUGES = {

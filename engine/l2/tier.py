@@ -77,6 +77,7 @@ class Tier:
         self.breaker = Breaker()
         self.calls = Calls(self.breaker)
         self.on_deleted: Callable[[Tier, ObjectKey], None] = _nobody_listens
+        self.bypassed = False  # by operators: neither asked nor written; what it holds can be listed and deleted
         #: Why the last scan failed; empty when it did not.
         self.scan_error = ""
         self._own_facts: dict[str, object] = {}
@@ -94,6 +95,11 @@ class Tier:
         self.adapter = open_adapter(self.spec.type_name, self.spec.fields)
 
     # ---- what may be asked for
+
+    @property
+    def closed_because(self) -> str:
+        """Why nothing is loaded or written at present, as an outcome of write-back; "" when it is open."""
+        return "bypassed" if self.bypassed else "breaker_open" if self.breaker.state == "open" else ""
 
     def may_have(self, key: ObjectKey, layouts: Iterable[bytes]) -> bool:
         """Whether it is worth asking for `key` in one of `layouts`: known, or not known for sure to be absent."""
@@ -373,6 +379,7 @@ class Tier:
             "adapter_index": self.index,
             "primary": self.index == 0,
             "shared": self.spec.shared,
+            "bypassed": self.bypassed,
             "serde": [str(step.get("type")) for step in self.spec.serde],
             "eviction_policy": eviction.eviction_policy,
             "keeps_order_of_use": self.adapter.keeps_order_of_use,

@@ -146,8 +146,8 @@ class Loader:
         return [any(tier.may_have(key, fingerprints) for tier in tiers) for key in keys]
 
     def _can_ask(self, tier: Tier) -> bool:
-        """Not while its breaker is open, nor while all its threads hang, whatever the breaker thinks."""
-        if tier.breaker.state == "open":
+        """Not while it is bypassed or its breaker open, nor while all its threads hang, whatever the breaker thinks."""
+        if tier.closed_because:
             return False
         running = list(self._running[tier.index])
         before = time.monotonic() - self._patience_s

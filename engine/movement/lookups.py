@@ -220,7 +220,7 @@ class Lookups:
     """The lookups under way and the thread that keeps their deadlines."""
 
     def __init__(self, l1: L1Cache, loader: Loader, deadline_s: float, threads: PeriodicThreads) -> None:
-        self._l1, self._loader, self._deadline_s, self._threads = l1, loader, deadline_s, threads
+        self._l1, self._loader, self.deadline_s, self._threads = l1, loader, deadline_s, threads
         self._waiting: list[tuple[float, int, DemandLookup]] = []
         self._numbers = count()
         self._changed = threading.Condition()
@@ -248,7 +248,7 @@ class Lookups:
 
     def prepare(self, wanted: Wanted, hit: int, finished: Callable[[DemandLookup], None]) -> DemandLookup | None:
         """A lookup that waits for its `begin`; None when L2 has nothing that would make more of the `hit` chunks."""
-        lookup = DemandLookup(self._l1, self._loader, wanted, time.monotonic() + self._deadline_s, finished)
+        lookup = DemandLookup(self._l1, self._loader, wanted, time.monotonic() + self.deadline_s, finished)
         if self._stopping or len(self._waiting) >= MAX_LOOKUPS or not lookup.plan(hit):
             return None
         return lookup

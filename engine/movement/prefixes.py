@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from engine.cache_request import CacheRequest
-from engine.errors import NoLayout
+from engine.chunk_statistics import ChunkStatistics
+from engine.errors import NoLayout, TooBusy
 from engine.l1.cache import L1Cache
 from engine.l1.evictor import SLICE
 from engine.movement.lookups import DemandLookup, Wanted
@@ -19,6 +20,7 @@ from engine.object_key import ObjectKey, check_cache_salt, pack_kv_rank
 from engine.registrations import Registrations
 from engine.sessions import Sessions
 from engine.stats import Stats
+from engine.switches import Switches
 from engine.token_hasher import TokenHasher
 
 
@@ -37,10 +39,13 @@ class Prefixes:
         l2: SecondTier,
         stats: Stats,
         finished: Callable[[], None],
+        switches: Switches,
     ) -> None:
         self._hasher, self._sessions, self._registrations = hasher, sessions, registrations
         self._l1, self._l2, self._stats, self._finished = l1, l2, stats, finished
+        self._switches = switches
         self._chunk_size = hasher.chunk_size
+        self.chunk_statistics = ChunkStatistics()
 
     def lookup(self, request: CacheRequest) -> None:
         """Finds and leases the longest prefix that all ranks have; `take_lookup_result` tells how long it is.
@@ -56,12 +61,14 @@ class Prefixes:
             ranks, name, salt = request.kv_ranks(), request.model_name, request.cache_salt
             digests = self._sessions.hashes(request, chunks)
             rows = [[ObjectKey(digest, name, rank, 0, salt) for rank in ranks] for digest in digests]
+            if self.chunk_statistics.enabled:
+                self.chunk_statistics.note(digests)
         else:
             self._stats.lookups_unregistered.inc()
         called_off = self._sessions.drop_lookup(request.request_id)
         hit = self._l1.lease_prefix(rows, layouts, request.request_id, scope, request.num_kv_readers)
         self._stats.count_lookup(chunks * self._chunk_size, hit * self._chunk_size)
-        if hit < len(rows) and self._l2.tiers:
+        if hit < len(rows) and self._l2.tiers and not self._switches.frozen:
             objects = self._registrations.object_layouts(scope)
             wanted = Wanted(rows, objects, request.request_id, scope, request.num_kv_readers)
             pending = self._l2.prepare_lookup(wanted, hit, partial(self._lookup_over, hit))
@@ -84,12 +91,14 @@ class Prefixes:
         """Starts a prefetch job for the whole chunks of `tokens`, all ranks; None below one chunk.
 
         Raises NoLayout when nobody registered the model and world size, then BadRequest for a salt that breaks a
-        rule, TooBusy when as many jobs run as may.
+        rule, TooBusy when as many jobs run as may, or the cache is frozen.
         """
         layouts = self._registrations.object_layouts((model_name, world_size))
         if not layouts:
             raise NoLayout(f"no worker is registered for model {model_name[:80]!r} with world size {world_size}")
         check_cache_salt(cache_salt)
+        if self._switches.frozen:
+            raise TooBusy("the cache is frozen: nothing is loaded into L1")
         digests: list[bytes] = []
         self._hasher.extend(digests, tokens, len(tokens) // self._chunk_size)
         ranks = [pack_kv_rank(world_size, worker_id) for worker_id in range(world_size)]

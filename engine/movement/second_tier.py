@@ -228,6 +228,12 @@ class SecondTier:
         """The body of GET /l2/adapters, in the order of the configuration."""
         return [{"index": tier.index, "type_name": tier.type_name, "primary": tier.index == 0} for tier in self.tiers]
 
+    def follow(self, config: EngineConfig) -> None:
+        """Goes by these settings from now on, as far as they may change."""
+        self._config = config
+        self.lookups.deadline_s = config.l2_lookup_deadline_seconds
+        self.warm_jobs.room_bytes = int(self._l1.usage()[1] * config.eviction_trigger_watermark)
+
     def find(self, type_name: str | None) -> Tier:
         """The first adapter of a type, the primary for None. Raises NoL2Adapter, UnknownL2Adapter."""
         if not self.tiers:

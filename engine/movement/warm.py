@@ -166,7 +166,7 @@ class WarmJobs:
 
     def __init__(self, l1: L1Cache, loader: Loader, room_bytes: int, is_over_quota: Callable[[str, int], bool]) -> None:
         """`room_bytes`: the most one job may load. `is_over_quota(salt, bytes)`: whether L1 would let that go again."""
-        self._l1, self.loader, self._room_bytes, self.is_over_quota = l1, loader, room_bytes, is_over_quota
+        self._l1, self.loader, self.room_bytes, self.is_over_quota = l1, loader, room_bytes, is_over_quota
         self._jobs: set[WarmJob] = set()
         self._changed = threading.Condition()
 
@@ -175,7 +175,7 @@ class WarmJobs:
 
     def start(self, rows: Sequence[Sequence[ObjectKey]], layouts: Sequence[ObjectLayout]) -> WarmJob:
         """Starts a job for all keys of `rows`, chunk by chunk. Raises TooBusy."""
-        job = WarmJob(self, rows, layouts, self._room_bytes)
+        job = WarmJob(self, rows, layouts, self.room_bytes)
         with self._changed:
             if len(self._jobs) >= MAX_JOBS:
                 raise TooBusy(f"{MAX_JOBS} prefetch jobs run already")

@@ -9,7 +9,7 @@ outcome         meaning
 stored          written
 present         L2 had it already
 queue_full      the adapter's share of write_back_max_bytes is dirty: not written, and clean
-breaker_open    the adapter could not be reached lately: not written, and clean
+breaker_open    the adapter could not be reached lately: not written, and clean; bypassed: operators left it out
 no_quota        its tenant's limit is 0 where the adapter evicts by quota
 retried         an attempt failed, another one will be made
 evicted_before  L1 needed the room before the next attempt
@@ -112,7 +112,7 @@ class WriteQueue:
             self.tier.catalog.used(entry.key)
             self._counters["present"].inc()
         elif self._is_away():
-            self._counters["breaker_open"].inc()
+            self._counters[self.tier.closed_because or "breaker_open"].inc()
         elif self._closed or self._is_full_for(entry.nbytes):
             self._counters["queue_full"].inc()
         else:
@@ -120,8 +120,8 @@ class WriteQueue:
         return False
 
     def _is_away(self) -> bool:
-        """Whether the storage cannot be written to: its breaker is open, or all threads hang in a write."""
-        if self.tier.breaker.state == "open":
+        """Whether the storage is not written to: bypassed, its breaker open, or all threads hanging in a write."""
+        if self.tier.closed_because:
             return True
         before = self._clock() - STALL_S
         running = list(self._running.values())
