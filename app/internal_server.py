@@ -19,26 +19,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from cheroot import wsgi
 from flask import Flask
 
 from app import close_app, create_app
 from app.access import ON_UNIX_SOCKET
 from app.backend import Backend
 from app.config import AppConfig
+from app.http_server import BoundedServer
 from app.in_process_backend import InProcessBackend
+from app.lone_backend import LoneBackend
 
-__all__ = ["InProcessBackend", "InternalAPIConfig", "InternalAPIServer", "Manager"]
+__all__ = ["InProcessBackend", "InternalAPIConfig", "InternalAPIServer", "LoneBackend", "Manager"]
 
 logger = logging.getLogger(__name__)
 
 CATEGORIES = ("common", "vllm", "controller")
-MANAGER = "larder_manager"
-THREADS = 4
-#: Connections beyond the threads that wait for one.
-MAX_WAITING = 64
-CLIENT_TIMEOUT_S = 10
-STOP_TIMEOUT_S = 5.0
+SOCKET_MODE = 0o600
+DIRECTORY_MODE = 0o700
+MAX_LOGGED_PATH = 300
 
 
 @dataclass(frozen=True)
@@ -54,6 +52,7 @@ class InternalAPIConfig:
     log_level: str = "WARNING"
     admin_token: str = ""
     read_token: str = ""
+    run_script_enabled: bool = False
 
 
 class Manager(Protocol):
@@ -83,9 +82,10 @@ class InternalAPIServer:
         wanted = not config.include_index_list or index in config.include_index_list
         self.enabled = config.enabled and wanted
         self.socket_path = f"{config.socket_path_prefix}_{self.port}" if config.socket_path_prefix else ""
-        self._server: wsgi.Server | None = None
+        self._server: BoundedServer | None = None
         self._app: Flask | None = None
-        self._thread: threading.Thread | None = None
+        self._socket_file = (0, 0)
+        self._lock = threading.Lock()
 
     @property
     def address(self) -> str:
@@ -93,67 +93,103 @@ class InternalAPIServer:
         return f"unix:{self.socket_path}" if self.socket_path else f"http://{self._config.host}:{self.port}"
 
     def start(self) -> None:
-        """Listens from now on, in a daemon thread. Raises OSError when the address cannot be had."""
-        if not self.enabled or self._server is not None:
-            return
-        config = self._config
-        app_config = AppConfig(config.host, self.port, config.admin_token, config.read_token)
-        self._app = create_app(app_config, self._manager.backend, CATEGORIES)
-        self._app.extensions[MANAGER] = self._manager
-        self._server = self._open(self._app)
-        self._thread = threading.Thread(target=self._server.serve, name="larder-internal-api", daemon=True)
-        self._thread.start()
+        """Answers from now on, in daemon threads. Raises OSError when the address cannot be had, ValueError for a route
+        that cannot be served."""
+        with self._lock:
+            if not self.enabled or self._server is not None:
+                return
+            config = self._config
+            app_config = AppConfig(
+                config.host,
+                self.port,
+                config.admin_token,
+                config.read_token,
+                run_script_enabled=config.run_script_enabled,
+            )
+            listener = self._listen()
+            try:
+                self._app = create_app(app_config, self._manager.backend, CATEGORIES)
+            except BaseException:
+                listener.close()
+                self._remove_own_socket()
+                raise
+            self._server = self._make_server(self._app, listener)
+            self._server.begin()
         logger.info("internal API server %d: %s", self._manager.internal_api_index, self.address)
 
     def stop(self) -> None:
-        """Ends what is being answered, and removes the socket file."""
-        if self._server is None or self._thread is None or self._app is None:
-            return
-        self._server.stop()
-        self._thread.join(STOP_TIMEOUT_S)
-        close_app(self._app)
-        self._server = None
-        if self.socket_path:
-            _remove_socket(self.socket_path)
+        """Lets answers under way finish for a while, ends the rest, and removes the socket file."""
+        with self._lock:
+            server, self._server = self._server, None
+            if server is None or self._app is None:
+                return
+            server.end()
+            close_app(self._app)
+            self._remove_own_socket()
 
     async def run(self) -> None:
-        """Serves until cancelled."""
+        """Serves until cancelled; returns at once where it is not to run."""
         self.start()
+        if self._server is None:
+            return
         try:
             await asyncio.Event().wait()
         finally:
             await asyncio.to_thread(self.stop)
 
-    def _open(self, app: Flask) -> wsgi.Server:
-        where: Any = (self._config.host, self.port)
-        served: Any = app
-        if self.socket_path:
-            os.makedirs(os.path.dirname(os.path.abspath(self.socket_path)), mode=0o700, exist_ok=True)
-            _remove_socket(self.socket_path)
-            where, served = self.socket_path, _OnUnixSocket(app)
-        if self._config.access_log and self._config.log_level in ("DEBUG", "INFO"):
-            served = _Logged(served)
-        server = wsgi.Server(
-            where,
-            served,
-            numthreads=THREADS,
-            max=THREADS,
-            request_queue_size=MAX_WAITING,
-            timeout=CLIENT_TIMEOUT_S,
-            accepted_queue_size=MAX_WAITING,
-            accepted_queue_timeout=1,
-        )
-        before = os.umask(0o177) if self.socket_path else None
+    def _make_server(self, app: Flask, listener: socket.socket) -> BoundedServer:
+        config, index = self._config, self._manager.internal_api_index
+        log = logging.getLogger(f"{__name__}.{index}")
+        log.setLevel(config.log_level)
+        served: Any = _OnUnixSocket(app) if self.socket_path else app
+        if config.access_log:
+            served = _Logged(served, log)
+        name = f"larder-internal-api-{index}"
+        return BoundedServer(listener, served, name=name, max_body_bytes=app.config["MAX_CONTENT_LENGTH"], log=log)
+
+    def _listen(self) -> socket.socket:
+        if not self.socket_path:
+            return _bound_to(self._config.host, self.port)
+        os.makedirs(os.path.dirname(os.path.abspath(self.socket_path)), mode=DIRECTORY_MODE, exist_ok=True)
+        _remove_stale_socket(self.socket_path)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
-            server.prepare()
-        finally:
-            if before is not None:
-                os.umask(before)
-        return server
+            # Before it is bound, the mode that its file will have: at no moment may others connect.
+            os.fchmod(listener.fileno(), SOCKET_MODE)
+            listener.bind(self.socket_path)
+            found = os.lstat(self.socket_path)
+        except OSError as error:
+            listener.close()
+            raise OSError(error.errno, error.strerror or str(error)) from error
+        self._socket_file = (found.st_dev, found.st_ino)
+        return listener
+
+    def _remove_own_socket(self) -> None:
+        """Not what another process has put there meanwhile."""
+        try:
+            found = os.lstat(self.socket_path) if self.socket_path else None
+            if found is not None and (found.st_dev, found.st_ino) == self._socket_file:
+                os.unlink(self.socket_path)
+        except FileNotFoundError:
+            pass
 
 
-def _remove_socket(path: str) -> None:
-    """A socket that a dead process left, or ours. Anything else at this place is somebody's and stays."""
+def _bound_to(host: str, port: int) -> socket.socket:
+    """A TCP socket of the first address that a host name has."""
+    passive = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, kind, protocol, _, address = passive[0]
+    listener = socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _remove_stale_socket(path: str) -> None:
+    """What a dead process left. A socket that answers, and what is no socket, is somebody's: OSError when binding."""
     try:
         if stat.S_ISSOCK(os.lstat(path).st_mode) and not _answers(path):
             os.unlink(path)
@@ -163,10 +199,14 @@ def _remove_socket(path: str) -> None:
 
 def _answers(path: str) -> bool:
     with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
         try:
             probe.connect(path)
-        except OSError:
+        except (ConnectionRefusedError, FileNotFoundError):
             return False
+        except OSError:
+            # Its queue is full: somebody listens.
+            return True
         return True
 
 
@@ -182,15 +222,17 @@ class _OnUnixSocket:
 
 
 class _Logged:
-    """One line per request."""
+    """One line per request at level INFO."""
 
-    def __init__(self, app: Any) -> None:
-        self._app = app
+    def __init__(self, app: Any, log: logging.Logger) -> None:
+        self._app, self._log = app, log
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         def logged(status: str, *rest: Any) -> Any:
             peer = environ.get("REMOTE_ADDR") or "unix"
-            logger.info("%s %s %s %s", peer, environ["REQUEST_METHOD"], environ["PATH_INFO"], status)
+            # A path may hold line feeds, and WSGI hands it over as latin-1.
+            path = ascii(environ["PATH_INFO"])[:MAX_LOGGED_PATH]
+            self._log.info("%s %s %s %s", peer, environ["REQUEST_METHOD"], path, status)
             return start_response(status, *rest)
 
         return self._app(environ, logged)  # type: ignore[no-any-return]

@@ -1,0 +1,171 @@
+"""The small HTTP server under an internal API server: cheroot, with bounds on everything a caller can make it hold.
+
+what                              bound
+--------------------------------  ------------------------------------------------------------------------------
+threads that answer               THREADS
+connections that wait for one     MAX_WAITING, and as many in the kernel; more get 503
+idle connections                  MAX_IDLE, for IDLE_S
+request line and headers, bytes   MAX_HEAD_BYTES
+time to send a request            READ_S, or HURRIED_S while other connections wait for a thread
+time to take an answer            WRITE_S
+
+It listens on a socket that is given to it, whatever the process's environment says.
+"""
+
+import logging
+import socket
+import threading
+import time
+from typing import Any
+
+from cheroot import wsgi
+from cheroot.makefile import StreamReader, StreamWriter
+from cheroot.server import HTTPConnection
+
+logger = logging.getLogger(__name__)
+
+THREADS = 8
+MAX_WAITING = 64
+MAX_IDLE = 16
+IDLE_S = 10
+MAX_HEAD_BYTES = 32 * 1024
+READ_S = 5.0
+#: Eight threads let go of 32 silent connections within a second.
+HURRIED_S = 0.2
+WRITE_S = 20.0
+#: How often a reader looks whether others wait.
+SLICE_S = 0.05
+STOP_TIMEOUT_S = 5.0
+
+
+class BoundedServer(wsgi.Server):
+    """Serves a WSGI application on a listening socket in daemon threads; `begin` returns at once, `end` ends it."""
+
+    def __init__(
+        self, listener: socket.socket, app: Any, *, name: str, max_body_bytes: int, log: logging.Logger
+    ) -> None:
+        """Owns `listener` from now on. `name` begins the names of the threads."""
+        address = listener.getsockname()
+        super().__init__(
+            address if isinstance(address, str) else address[:2],
+            app,
+            numthreads=THREADS,
+            max=THREADS,
+            request_queue_size=MAX_WAITING,
+            timeout=IDLE_S,
+            shutdown_timeout=int(STOP_TIMEOUT_S),
+            accepted_queue_size=MAX_WAITING,
+            accepted_queue_timeout=1,
+        )
+        self._listener, self._name, self._log = listener, name, log
+        self.ConnectionClass = _Connection
+        self.keep_alive_conn_limit = MAX_IDLE
+        self.max_request_header_size = MAX_HEAD_BYTES
+        self.max_request_body_size = max_body_bytes
+        self.server_name = self.software = "larder"
+        self._is_ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def begin(self) -> None:
+        """Answers from now on."""
+        self._listener.listen(MAX_WAITING)
+        self._thread.start()
+        self._is_ready.wait(STOP_TIMEOUT_S)
+
+    def end(self) -> None:
+        """Lets answers under way finish for a while. A view that hangs is left behind in its daemon thread."""
+        stopper = threading.Thread(target=self.stop, name=f"{self._name}-stop", daemon=True)
+        stopper.start()
+        stopper.join(2 * STOP_TIMEOUT_S)
+        self._listener.close()
+        self._thread.join(STOP_TIMEOUT_S)
+        if stopper.is_alive():
+            logger.warning("%s: an answer is still under way, not waiting longer", self._name)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether connections wait for a thread."""
+        return bool(self.requests.qsize)
+
+    def _run(self) -> None:
+        # Here, since threads are daemons when the thread is that starts them.
+        self.prepare()
+        for number, worker in enumerate(self.requests._threads):
+            worker.name = f"{self._name}-{number}"
+        self._is_ready.set()
+        self.serve()
+
+    def bind(self, family: int, type: int, proto: int = 0) -> socket.socket:
+        self.socket = self._listener
+        return self._listener
+
+    def bind_unix_socket(self, bind_addr: str) -> socket.socket:
+        self.socket = self._listener
+        return self._listener
+
+    def error_log(self, msg: str = "", level: int = logging.INFO, traceback: bool = False) -> None:
+        self._log.log(level, "%s", msg, exc_info=traceback)
+
+
+class _Connection(HTTPConnection):
+    """One connection. Its time runs from the moment a thread takes it up."""
+
+    server: BoundedServer
+
+    def __init__(self, server: BoundedServer, sock: socket.socket, makefile: Any = None) -> None:
+        self.began = time.monotonic()
+        super().__init__(server, sock, self._make_file)
+
+    def _make_file(self, sock: socket.socket, mode: str, size: int) -> Any:
+        if "r" in mode:
+            reader: Any = StreamReader(sock, mode, size)
+            reader._raw = _Reader(sock, self)
+            return reader
+        writer: Any = StreamWriter(sock, mode, size)
+        writer._raw = _Writer(sock, self)
+        return writer
+
+    def communicate(self) -> bool:
+        self.began = time.monotonic()
+        return bool(super().communicate())
+
+    def age_s(self) -> float:
+        """How long a thread has had it."""
+        return time.monotonic() - self.began
+
+
+class _Reader(socket.SocketIO):
+    """Gives up on a client that takes too long to say what it wants."""
+
+    def __init__(self, sock: socket.socket, connection: _Connection) -> None:
+        super().__init__(sock, "rb")
+        self._socket, self._connection = sock, connection
+
+    def readinto(self, buffer: Any) -> int:
+        connection = self._connection
+        self._socket.settimeout(SLICE_S)
+        try:
+            while connection.age_s() < (HURRIED_S if connection.server.is_busy else READ_S):
+                try:
+                    return self._socket.recv_into(buffer)
+                except TimeoutError:
+                    continue
+        finally:
+            self._socket.settimeout(IDLE_S)
+        # The words by which cheroot knows that it is to answer 408.
+        raise TimeoutError("timed out")
+
+
+class _Writer(socket.SocketIO):
+    """Gives up on a client that does not take its answer."""
+
+    def __init__(self, sock: socket.socket, connection: _Connection) -> None:
+        super().__init__(sock, "wb")
+        self._connection, self._began = connection, 0.0
+
+    def write(self, data: Any) -> int | None:
+        if self._began < self._connection.began:
+            self._began = time.monotonic()
+        if time.monotonic() - self._began > WRITE_S:
+            raise TimeoutError("timed out")
+        return super().write(data)
