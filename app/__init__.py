@@ -20,7 +20,7 @@ from contract.log_levels import APPLIED
 
 CONFIG = "larder_config"
 REGISTRY = "larder_registry"
-LOG_LEVELS_INTERVAL_S = 1.0
+FOLLOW_INTERVAL_S = 1.0
 
 
 def create_app(config: AppConfig, backend: Backend, categories: tuple[str, ...]) -> Flask:
@@ -47,7 +47,16 @@ def create_app(config: AppConfig, backend: Backend, categories: tuple[str, ...])
 def start_loops(app: Flask) -> None:
     """Starts what the app does beside requests; after the fork. close_app ends it."""
     backend: Backend = app.extensions[EXTENSION]
-    follower = loops.WebLoop("web-log-levels", "low", LOG_LEVELS_INTERVAL_S, lambda: APPLIED.sync(backend.log_levels))
+    baselines: baseline.Baselines = app.extensions[baseline.EXTENSION]
+
+    def follow() -> None:
+        """What was set through another worker counts in this one, also if Redis is away when it is needed."""
+        APPLIED.sync(backend.log_levels)
+        lost = baselines.follow(backend.metrics_baselines)
+        if lost:
+            backend.write_metrics_baselines(lost)
+
+    follower = loops.WebLoop("web-follower", "low", FOLLOW_INTERVAL_S, follow)
     app.extensions[loops.EXTENSION].append(follower)
     follower.start()
 

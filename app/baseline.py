@@ -12,6 +12,7 @@ engine   the engine, read as a snapshot          Redis
 """
 
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client.utils import floatToGoString
@@ -69,20 +70,26 @@ class Baselines:
     """The baselines as this process last knew them: without Redis no count jumps back to what it was."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._known: dict[str, tuple[str, Samples]] = {}
 
-    def follow(self, read: Callable[[], Mapping[str, str]]) -> None:
-        """Takes what is kept in Redis, if it can be read."""
-        try:
-            kept = read()
-        except RedisAway:
-            return
-        parsed = {group: found for group, text in kept.items() if (found := _parse(text)) is not None}
-        self._known = {**{group: known for group, known in self._known.items() if group not in (WEB, ENGINE)}, **parsed}
+    def follow(self, read: Callable[[], Mapping[str, str]]) -> dict[str, str]:
+        """Takes what is kept in Redis, if it can be read. Returns the fields that Redis has lost."""
+        with self._lock:
+            # Read inside, so that an older answer never replaces a newer one.
+            try:
+                kept = read()
+            except RedisAway:
+                return {}
+            known = self._known
+            parsed = {group: found for group, text in kept.items() if (found := _parse(text)) is not None}
+            self._known = {**known, **parsed}
+        return {group: as_text(*known[group]) for group in (WEB, ENGINE) if group in known and group not in kept}
 
     def keep(self, group: str, run: str, samples: Samples) -> None:
         """Keeps a baseline in this process."""
-        self._known = {**self._known, group: (run, samples)}
+        with self._lock:
+            self._known = {**self._known, group: (run, samples)}
 
     def of(self, group: str, run: str) -> Samples:
         """The baseline of a group in this run of it; empty when there is none."""

@@ -84,7 +84,7 @@ def test_threads_of_both_processes_under_their_names(stack: Stack) -> None:
     assert PROCESS.findall(text)[1] == "larder-engine"
     assert text.count("Thread: <") == text.count("Stack trace:") == int(TOTAL.findall(text)[0])
     assert "larder-command-loop" in text
-    assert "larder-web-log-levels" in text
+    assert "larder-web-follower" in text
 
     loop = re.search(r"Thread: <Thread\(larder-command-loop, started daemon (\d+)\)>", text)
     assert loop is not None
@@ -96,7 +96,7 @@ def test_loops_of_engine_and_web_tier(stack: Stack) -> None:
     body = stack.web.http("GET", "/periodic-threads").json()
 
     names = {loop["name"] for loop in body["threads"]}
-    assert {"heartbeat", "publisher", "command-loop", "l1-eviction", "web-log-levels", "log-levels"} <= names
+    assert {"heartbeat", "publisher", "command-loop", "l1-eviction", "web-follower", "log-levels"} <= names
     assert body["summary"]["total_count"] == len(names) == body["summary"]["running_count"]
     assert stack.web.http("GET", "/periodic-threads/heartbeat").json()["interval"] == 1.0
     wait_for(lambda: stack.web.http("GET", "/periodic-threads-health").json()["healthy"], 20, "all loops are healthy")
@@ -119,7 +119,7 @@ def test_without_the_engine_and_after_it(tmp_path: Path, redis_server: RedisServ
 
         assert PROCESS.findall(threads := own.get("/threads"))[0].startswith("larder-web-")
         assert "The engine's threads are missing here: engine missing" in threads
-        assert [loop["name"] for loop in web.http("GET", "/periodic-threads").json()["threads"]] == ["web-log-levels"]
+        assert [loop["name"] for loop in web.http("GET", "/periodic-threads").json()["threads"]] == ["web-follower"]
         health = web.http("GET", "/periodic-threads-health").json()
         assert (health["healthy"], health["unhealthy_threads"][0]["name"]) == (False, "engine")
         own.get("/loglevel?logger_name=workers.command_loop&level=DEBUG")

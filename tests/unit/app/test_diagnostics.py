@@ -174,7 +174,7 @@ def test_the_worker_follows_levels_by_itself(client: FlaskClient, backend: Memor
     backend.levels["diagnosed"] = "ERROR"
     start_loops(client.application)
 
-    loop = client.get("/periodic-threads/web-log-levels").get_json()
+    loop = client.get("/periodic-threads/web-follower").get_json()
 
     assert (loop["level"], loop["is_running"], loop["is_active"]) == ("low", True, True)
 
@@ -295,7 +295,7 @@ def test_without_the_engine_the_loops_are_the_web_tiers(
     listed = client.get("/periodic-threads")
     health = client.get("/periodic-threads-health")
 
-    assert (listed.status_code, [loop["name"] for loop in listed.get_json()["threads"]]) == (200, ["web-log-levels"])
+    assert (listed.status_code, [loop["name"] for loop in listed.get_json()["threads"]]) == (200, ["web-follower"])
     assert (health.status_code, health.get_json()["healthy"]) == (200, False)
     (entry,) = health.get_json()["unhealthy_threads"]
     assert (entry["name"], entry["level"], entry["interval"]) == ("engine", "critical", 1.0)

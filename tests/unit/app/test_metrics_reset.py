@@ -5,9 +5,11 @@ import json
 import pytest
 from flask.testing import FlaskClient
 
+from app import start_loops
 from app.baseline import Baselines, samples_of, subtract
 from contract.errors import QueueFull, RedisAway
 from tests.unit.app.memory_backend import BOOT, MemoryBackend
+from tests.waiting import wait_for
 
 TEXT = """# HELP c_total a counter
 # TYPE c_total counter
@@ -75,6 +77,34 @@ def test_the_engines_counters_go_to_zero_for_this_boot_alone(client: FlaskClient
 
     backend.baselines["engine"] = backend.baselines["engine"].replace(BOOT, "boot-0")
     assert "lmcache_mp_n_total 4.0\n" in client.get("/metrics").text
+
+
+def test_a_redis_that_lost_its_data_brings_no_count_back(client: FlaskClient, backend: MemoryBackend) -> None:
+    backend.bodies["metrics"] = {"text": "# TYPE lmcache_mp_n_total counter\nlmcache_mp_n_total 4.0\n"}
+    client.post("/metrics/reset")
+    kept = dict(backend.baselines)
+    client.get("/metrics")
+
+    backend.baselines.clear()
+
+    assert "lmcache_mp_n_total 0.0\n" in client.get("/metrics").text
+    start_loops(client.application)
+    wait_for(lambda: backend.baselines == kept, 10, "it is written again")
+
+
+def test_a_worker_that_never_showed_metrics_knows_the_baseline(client: FlaskClient, backend: MemoryBackend) -> None:
+    backend.bodies["metrics"] = {"text": "# TYPE lmcache_mp_n_total counter\nlmcache_mp_n_total 4.0\n"}
+    backend.baselines["engine"] = json.dumps({"boot_id": BOOT, "samples": {"lmcache_mp_n_total": 4.0}})
+    start_loops(client.application)
+    wait_for(lambda: client.get("/periodic-threads/web-follower").get_json()["total_runs"], 10, "it has looked")
+
+    backend.metrics_baselines = away  # type: ignore[method-assign]
+
+    assert "lmcache_mp_n_total 0.0\n" in client.get("/metrics").text
+
+
+def away() -> dict[str, str]:
+    raise RedisAway("timed out")
 
 
 def test_http_counts_go_to_zero(client: FlaskClient) -> None:
