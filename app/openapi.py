@@ -71,6 +71,7 @@ PHRASES = {
 }
 CHALLENGE = {"WWW-Authenticate": 'Bearer realm="larder"'}
 _PARAMETER = re.compile(r"<(?:[^:<>]+:)?([^<>]+)>")
+_ROUTES = re.compile(r"^(?:GET|POST|PUT|DELETE) [^:]*: ")
 _AUTOMATIC = {"HEAD", "OPTIONS"}
 
 
@@ -88,6 +89,8 @@ class Unprocessable(TypedDict):
     detail: list[Problem]
 
 
+#: An Example Object: its value, and for a refusal the reason as its summary.
+Example = dict[str, Any]
 PROBLEM = {"detail": [{"type": "int_parsing", "loc": ["query", "limit"], "msg": "not an integer: give decimal digits"}]}
 
 
@@ -103,8 +106,8 @@ def build(app: Flask) -> dict[str, Any]:
     tags: dict[str, str] = {}
     for path, operations in _operations(app, components, plugin.converter, tags).items():
         spec.path(path, operations=operations)
-    for name, module in tags.items():
-        spec.tag({"name": name, "description": _sentences(sys.modules[module].__doc__)[0]})
+    for name, module in sorted(tags.items()):
+        spec.tag({"name": name, "description": _subject(sys.modules[module].__doc__)})
     for name, schema in components.schemas.items():
         spec.components.schema(name, schema)
     return spec.to_dict()
@@ -223,7 +226,7 @@ class _Route:
 
 def _response(alternatives: list[Answer], shape: ErrorShape, components: Components) -> dict[str, Any]:
     """The response of one status, with the schema and an example of each alternative."""
-    contents: dict[str, tuple[list[dict[str, Any]], list[Any]]] = {}
+    contents: dict[str, tuple[list[dict[str, Any]], list[Example]]] = {}
     for answer in alternatives:
         content, schema = _form_of(answer, shape, components)
         schemas, examples = contents.setdefault(content, ([], []))
@@ -241,11 +244,11 @@ def _response(alternatives: list[Answer], shape: ErrorShape, components: Compone
     return response
 
 
-def _media_type(schemas: list[dict[str, Any]], examples: list[Any]) -> dict[str, Any]:
+def _media_type(schemas: list[dict[str, Any]], examples: list[Example]) -> dict[str, Any]:
     schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
     if len(examples) == 1:
-        return {"schema": schema, "example": examples[0]}
-    return {"schema": schema, "examples": {f"{number}": {"value": value} for number, value in enumerate(examples, 1)}}
+        return {"schema": schema, "example": examples[0]["value"]}
+    return {"schema": schema, "examples": {str(number): example for number, example in enumerate(examples, 1)}}
 
 
 def _form_of(answer: Answer, shape: ErrorShape, components: Components) -> tuple[str, dict[str, Any]]:
@@ -259,11 +262,11 @@ def _form_of(answer: Answer, shape: ErrorShape, components: Components) -> tuple
     return JSON, {"type": "object", "properties": members, "required": list(members)}
 
 
-def _examples_of(answer: Answer, shape: ErrorShape) -> list[Any]:
+def _examples_of(answer: Answer, shape: ErrorShape) -> list[Example]:
     if answer.body is not None:
-        return [answer.example]
+        return [{"value": answer.example}]
     reasons = [answer.example] if answer.example is not None else [shape.engine_away, REDIS_AWAY]
-    return [shape.body(reason) if shape.field else reason for reason in reasons]
+    return [{"summary": reason, "value": shape.body(reason) if shape.field else reason} for reason in reasons]
 
 
 def _headers(status: int, alternatives: list[Answer]) -> dict[str, Any]:
@@ -284,7 +287,7 @@ def _request_body(body: Body, components: Components) -> dict[str, Any]:
     content: dict[str, Any] = {"schema": schema}
     if body.example is not None:
         content["example"] = body.example
-    return {"required": True, "content": {body.content: content}}
+    return {"required": body.required, "content": {body.content: content}}
 
 
 def _own_type(self: OpenAPIConverter, field: Field, ret: dict[str, Any]) -> dict[str, Any]:
@@ -307,6 +310,13 @@ def _without_null(parameter: dict[str, Any]) -> dict[str, Any]:
 
 def _schema_class(schema: Any) -> type[Schema]:
     return schema if isinstance(schema, type) else type(schema)
+
+
+def _subject(docstring: str | None) -> str:
+    """The first sentence of a module, without the routes that it begins with."""
+    first, _ = _sentences(docstring)
+    subject = _ROUTES.sub("", first)
+    return subject[:1].upper() + subject[1:]
 
 
 def _sentences(docstring: str | None) -> tuple[str, str]:

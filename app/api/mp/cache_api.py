@@ -1,4 +1,4 @@
-"""POST /clear-cache."""
+"""POST /clear-cache: empties L1."""
 
 from typing import Literal
 
