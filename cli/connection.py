@@ -12,6 +12,7 @@ request carries one of them, no redirect is followed and no proxy is used, so a 
 
 import http.client
 import json
+import re
 import socket
 import threading
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
-from cli.errors import Refused, Unhealthy, Unreachable
+from cli.errors import BadToken, Refused, Unhealthy, Unreachable
 from cli.text import printable
 
 ADMIN_TOKEN_VARIABLE = "LARDER_ADMIN_TOKEN"
@@ -28,6 +29,8 @@ CONNECT_TIMEOUT_S = 3.0
 MAX_ANSWER_BYTES = 64 << 20
 MAX_REASON_CHARACTERS = 500
 _PIECE = 1 << 16
+#: What the server takes for one.
+_TOKEN = re.compile(r"[!-~]{1,512}")
 
 
 class BadAddress(ValueError):
@@ -84,12 +87,15 @@ class Answer:
 
 
 class Connection:
-    """Asks one server; each request opens a connection of its own. To be used by one thread."""
+    """Asks one server; each request opens a connection of its own. To be used by one thread.
+
+    Raises BadToken when it is made with a token that no server can have.
+    """
 
     def __init__(self, address: Address, timeout_s: float, environ: Mapping[str, str]) -> None:
         self.address, self.timeout_s = address, timeout_s
-        self._admin_token = environ.get(ADMIN_TOKEN_VARIABLE, "")
-        self._read_token = environ.get(READ_TOKEN_VARIABLE, "")
+        self._admin_token = _token_in(environ, ADMIN_TOKEN_VARIABLE)
+        self._read_token = _token_in(environ, READ_TOKEN_VARIABLE)
 
     def get(self, path: str, query: Mapping[str, object] | None = None, *, admin: bool = False) -> Any:
         """The JSON of a GET. Raises Refused, Unhealthy, Unreachable."""
@@ -198,6 +204,14 @@ class Connection:
         if answer.status >= 500 and answer.status != 501:
             raise Unhealthy(line)
         raise Refused(line, answer.status)
+
+
+def _token_in(environ: Mapping[str, str], name: str) -> str:
+    """A line end after it, as a file mounted as a secret often has one, is no part of a token. Raises BadToken."""
+    token = environ.get(name, "").strip()
+    if token and not _TOKEN.fullmatch(token):
+        raise BadToken(f"{name}: allowed are 1 to 512 visible ASCII characters without spaces")
+    return token
 
 
 def reason_in(answer: Answer) -> str:

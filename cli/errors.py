@@ -4,7 +4,8 @@ code  class         meaning
 ----  ------------  ----------------------------------------------------------------------
 0                   done
 1     Refused       the server said no, or the job did not end well
-2     click's own   the command line makes no sense
+2     click's own,  the command line makes no sense
+      BadToken      a token in the environment cannot be one
 3     Unreachable   nobody answered, or nobody that speaks like a Larder
 4     Unhealthy     the server is there and is not well: a 5xx (but 501), or a part is sick
 130                 interrupted with Ctrl-C
@@ -24,6 +25,12 @@ class CliError(Exception):
     """Ends the command; the text is one line for people."""
 
     exit_code = REFUSED
+
+
+class BadToken(CliError):
+    """What stands in the environment is no token. The text does not repeat it."""
+
+    exit_code = USAGE
 
 
 class Refused(CliError):

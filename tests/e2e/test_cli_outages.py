@@ -108,6 +108,19 @@ def test_tokens_come_from_the_environment(
     assert not any(secret in ended.out + ended.err for secret in (ADMIN, READ, "wrong"))
 
 
+@pytest.mark.parametrize("token", ["hush hush", "hush\nX: y", "hüsh→", "hush" * 200])
+def test_what_cannot_be_a_token_is_refused_and_not_shown(token: str) -> None:
+    ended = larder("status", environ={"LARDER_ADMIN_TOKEN": token})
+
+    assert (ended.code, ended.out) == (2, "")
+    assert "LARDER_ADMIN_TOKEN" in ended.error_line()
+    assert "sh" not in ended.err
+
+
+def test_a_line_end_after_a_token_does_no_harm(guarded: WebProcess) -> None:
+    assert larder("clear", "--url", guarded.url, environ={"LARDER_ADMIN_TOKEN": f"{ADMIN}\n"}).code == 0
+
+
 def test_there_is_no_flag_for_a_token(guarded: WebProcess) -> None:
     for words in (("--token", ADMIN), ("--url", f"http://admin:{ADMIN}@127.0.0.1:1")):
         ended = larder("status", *words)
