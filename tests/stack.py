@@ -85,6 +85,7 @@ class Part:
     """One process with a log file. Subclasses say what to run and when it is ready."""
 
     name = "part"
+    cwd = ROOT
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -123,7 +124,7 @@ class Part:
         assert self.process is None or self.process.poll() is not None, f"{self.name} runs already"
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                self.command(), cwd=ROOT, env=self.environ(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                self.command(), cwd=self.cwd, env=self.environ(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
 
     def _ready_or_dead(self) -> bool:
