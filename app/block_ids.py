@@ -8,7 +8,7 @@ White space does not count, empty items are skipped, order and repeats are kept.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 # More blocks than any engine registers; MD5 over them would take minutes.
 MAX_BLOCKS = 100_000
@@ -38,14 +38,18 @@ def parse_block_ids(text: str) -> list[int]:
 def show_block_ids(block_ids: Sequence[int]) -> str:
     """The shortest text that says the same: runs of three or more as ranges, shorter ones as numbers."""
     items: list[str] = []
-    start = 0
-    for end in range(1, len(block_ids) + 1):
-        if end < len(block_ids) and block_ids[end] == block_ids[end - 1] + 1:
-            continue
-        run = block_ids[start:end]
+    for run in runs_of(block_ids):
         items.extend([f"[{run[0]},{run[-1]}]"] if len(run) >= 3 else map(str, run))
-        start = end
     return ",".join(items)
+
+
+def runs_of(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
+    """The numbers in order, cut into pieces in which each is one more than that before it."""
+    start = 0
+    for end in range(1, len(numbers) + 1):
+        if end == len(numbers) or numbers[end] != numbers[end - 1] + 1:
+            yield numbers[start:end]
+            start = end
 
 
 def _blocks_of(item: re.Match[str], room: int) -> list[int]:

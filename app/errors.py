@@ -12,6 +12,7 @@ unknown path, wrong method     404/405 {"detail": "Not Found"}, {"detail": "Meth
 anything else                  500     the route's shape, and a traceback in the log
 """
 
+import json
 import logging
 import math
 from collections.abc import Mapping
@@ -81,6 +82,13 @@ def plain_text(text: str) -> Response:
     return Response(text.encode(errors="backslashreplace"), content_type="text/plain; charset=utf-8")
 
 
+def json_reply(body: object, indent: int | None = None) -> Response:
+    """A JSON reply, compact or indented."""
+    if indent is None:
+        return jsonify(body)
+    return Response(json.dumps(body, indent=indent, ensure_ascii=False), mimetype="application/json")
+
+
 def _current_shape() -> ErrorShape:
     route_policy = current_policy()
     return DETAIL if route_policy is None else route_policy.shape
@@ -88,7 +96,7 @@ def _current_shape() -> ErrorShape:
 
 def _reply(status: int, reason: str, headers: Mapping[str, str] | None = None) -> Response:
     shape = _current_shape()
-    reply = jsonify(shape.body(reason)) if shape.field else plain_text(reason)
+    reply = json_reply(shape.body(reason, status), shape.indent) if shape.field else plain_text(reason)
     reply.status_code = status
     reply.headers.update(headers or {})
     return reply

@@ -9,7 +9,7 @@ import time
 from typing import Any, Protocol
 
 from app.backend import QueueBackend, QuotaState
-from contract.commands import Command
+from contract.commands import Command, ShowLoggers, ShowThreads
 from contract.engine_record import EngineRecord
 from contract.errors import EngineAway
 from contract.snapshots import Snapshot
@@ -43,7 +43,8 @@ class InProcessBackend(QueueBackend):
         self._side = side
 
     def call(self, command: Command, *, issuer: str = "") -> dict[str, Any]:
-        self.require_engine()
+        if not isinstance(command, ShowThreads | ShowLoggers):
+            self.require_engine()
         with self.waiting_place():
             return self._side.run(command)
 

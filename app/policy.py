@@ -37,8 +37,11 @@ class ErrorShape:
     field: str
     status: str | None = None
     engine_away: str = "engine not initialized"
+    #: How bodies are indented, None for compact ones.
+    indent: int | None = None
 
-    def body(self, reason: str) -> dict[str, str]:
+    def body(self, reason: str, status: int = 500) -> dict[str, str]:
+        """What is answered with this HTTP status."""
         if self.status is None:
             return {self.field: reason}
         return {"status": self.status, self.field: reason}
@@ -47,6 +50,8 @@ class ErrorShape:
 TEXT = ErrorShape("")
 ERROR = ErrorShape("error")
 DETAIL = ErrorShape("detail")
+#: Of routes under the names that clients of LMCache 0.5.1 and later send.
+NEWER = ErrorShape("detail", engine_away="server not initialized")
 
 
 @dataclass(frozen=True, slots=True)

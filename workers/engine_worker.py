@@ -47,6 +47,7 @@ from workers.command_loop import BLOCK_S, CommandLoop
 from workers.errors import EXIT_CANNOT_START, CannotStart
 from workers.heartbeat import Heartbeat
 from workers.l2_handlers import describe_adapters
+from workers.live_settings import LiveSettings
 from workers.logs import set_up_logging
 from workers.outage import Outage
 from workers.ownership import claim_instance, lock_file
@@ -99,7 +100,7 @@ class EngineWorker:
         scripts = None
         if settings.run_script_enabled:
             scripts = ScriptRunner(make_script_app(engine), settings.script_allowed_imports)
-        worker = Worker(engine, self._tenants, self._prefetch, scripts)
+        worker = Worker(engine, self._tenants, self._prefetch, scripts, LiveSettings(settings, engine))
         registry = engine.stats.registry
         self._commands = CommandLoop(self._taker, worker, self._publisher, engine.threads, registry=registry)
         registry.register(CommandCounts(self._taker.counts, self._taker.in_hand))
@@ -141,12 +142,12 @@ class EngineWorker:
         """
         began = time.monotonic()
         self._heartbeat.start()
+        self._start_internal_api()
         if not self._with_redis(self._claim):
             return
         self._heartbeat.go_to_redis(self._redis, self._usurped)
         self._engine.start()
         self._undo.append(self._engine.stop)
-        self._start_internal_api()
         if not self._with_redis(self._load):
             return
         if not self._with_redis(self._publish_first):

@@ -1,4 +1,7 @@
-"""The engine process's own internal API server: index 0, answering from this process's engine."""
+"""The engine process's own internal API server: index 0, answering from this process's engine.
+
+It is there before Redis is reached, so that curl tells what an engine that does not become ready is waiting for.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,9 +14,10 @@ from contract.errors import CommandFailed, QueueFull
 from contract.keys import Keys
 from contract.settings import Settings
 from workers.command_handlers import Worker, failure_of, run
+from workers.engine_facts import engine_facts
 
-#: Requests that may wait for the engine at a time: one thread is left for those that read.
-MAX_WAITING = 3
+#: Requests that may wait for the engine at a time: the other threads are left for those that read.
+MAX_WAITING = 4
 RETRY_AFTER_S = 1.0
 
 
@@ -34,7 +38,11 @@ class LocalEngine:
         record: Callable[[], EngineRecord],
         sources: Mapping[str, Callable[[], object]],
     ) -> None:
-        self._worker, self._record, self._sources = worker, record, sources
+        self._worker, self._record = worker, record
+        self._sources = {**sources, **engine_facts(worker, self._is_ready)}
+
+    def _is_ready(self) -> bool:
+        return self._record().state == "ready"
 
     def record(self) -> EngineRecord:
         """The heartbeat as of now."""

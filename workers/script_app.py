@@ -8,7 +8,7 @@ app.state.lmcache_adapter.lmcache_engine                   a view of it:
   .metadata.model_name, .world_size                        of the worker that registered first; "" and 1 without one
   .metadata.worker_id, .is_first_rank()                    0 and true: one engine serves all ranks
   .metadata.kv_shape                                       (layers, 2 or 1, tokens per chunk, heads, head size)
-  .storage_manager.storage_backends["LocalCPUBackend"]     L1; .use_hot is true, it cannot be switched off
+  .storage_manager.storage_backends["LocalCPUBackend"]     L1; .use_hot: whether it keeps what is in L2 too
 """
 
 import re
@@ -33,16 +33,19 @@ class EngineView:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.metadata = Metadata(engine)
-        self.storage_manager = SimpleNamespace(storage_backends={LOCAL_CPU_BACKEND: LocalCPUBackend()})
+        self.storage_manager = SimpleNamespace(storage_backends={LOCAL_CPU_BACKEND: LocalCPUBackend(engine)})
 
 
 class LocalCPUBackend:
     """L1 as LMCache names it."""
 
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
     @property
     def use_hot(self) -> bool:
-        """Whether objects are kept in host memory: always."""
-        return True
+        """Whether objects stay in host memory once they are stored in L2."""
+        return self._engine.steering.is_hot
 
 
 class Metadata:
