@@ -50,6 +50,7 @@ class Body:
     form: Any
     example: Any
     content: str = JSON
+    required: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,16 @@ def reads(form: Any, *, example: Any, content: str = JSON, checked: bool = False
 def in_path(**parameters: tuple[str, str]) -> Callable[[View], View]:
     """Each parameter of the path, with an example and a description."""
     return lambda view: declare(view, path=parameters)
+
+
+def like(other: Callable[..., Any]) -> Callable[[View], View]:
+    """All that another view says: this one serves the same under another name."""
+
+    def say(view: View) -> View:
+        setattr(view, _ATTRIBUTE, declaration_of(other))
+        return view
+
+    return say
 
 
 def _adds(*more: Answer) -> Callable[[View], View]:

@@ -166,11 +166,12 @@ def takes_body(
     example: Any = None,
     parse: Callable[[bytes], Any] | None = None,
     max_bytes: int | None = None,
+    optional: bool = False,
 ) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """The view gets the checked members of the JSON body as keyword arguments.
 
     `example` is for the API document; `parse` reads the body in place of parse_json; `max_bytes` is what it may have in
-    place of the application's limit.
+    place of the application's limit; with `optional` no body, and `null`, are an object without members.
     """
     checked = schema()
 
@@ -179,21 +180,23 @@ def takes_body(
         def with_body(**path: Any) -> R:
             if max_bytes is not None:
                 request.max_content_length = max_bytes
-            return view(**path, **load(checked, json_body(parse), "body"))
+            return view(**path, **load(checked, json_body(parse, optional=optional), "body"))
 
-        return declare(with_body, body=Body(schema, example), is_checked=True)
+        return declare(with_body, body=Body(schema, example, required=not optional), is_checked=True)
 
     return decorate
 
 
-def json_body(parse: Callable[[bytes], Any] | None = None) -> dict[str, Any]:
-    """The object in the request's body, read by `parse` or parse_json.
+def json_body(parse: Callable[[bytes], Any] | None = None, *, optional: bool = False) -> dict[str, Any]:
+    """The object in the request's body, read by `parse` or parse_json; with `optional` empty without one.
 
     Raises Unprocessable: none, another content type, not JSON, not an object.
     """
     is_json = request.mimetype in ("", "application/json") or request.mimetype.endswith("+json")
-    raw = whole_body() if is_json else b""
-    if not raw:
+    raw = whole_body() if is_json or optional else b""
+    if optional and not raw:
+        return {}
+    if not raw or not is_json:
         raise Unprocessable(
             [_problem("missing", ("body",), "a JSON body is required, with Content-Type application/json")]
         )
@@ -201,6 +204,8 @@ def json_body(parse: Callable[[bytes], Any] | None = None) -> dict[str, Any]:
         body = (parse or parse_json)(raw)
     except ValueError as error:
         raise Unprocessable([_problem("json_invalid", ("body",), f"the body is not JSON: {error}")]) from error
+    if optional and body is None:
+        return {}
     if not isinstance(body, dict):
         raise Unprocessable([_problem("object_type", ("body",), "the body must be a JSON object")])
     return body

@@ -12,14 +12,11 @@ from app.backend import Backend, current_backend
 from app.block_ids import MAX_BLOCKS, parse_block_ids, show_block_ids
 from app.declarations import answers, refuses
 from app.errors import RouteError
-from app.policy import ERROR, ErrorShape, Level, policy
+from app.policy import ERROR, NEWER, Level, policy
 from app.request_schema import Boolean, Integer, IntegerList, LarderSchema, QueryInteger, Text, takes_body, takes_query
 from contract.commands import MAX_INTEGER, ChecksumBlocks
 
 router = Blueprint("kvcache", __name__)
-
-CHECKSUMS = ErrorShape("detail", engine_away="server not initialized")
-
 
 ABOUT_BLOCKS = {
     "description": "Needed. The blocks, in order: `0,[2,5],8` is 0, 2, 3, 4, 5, 8.",
@@ -89,7 +86,7 @@ def check(block_ids: str, chunk_size: int, instance_id: int, layerwise: bool) ->
 
 
 @router.post("/cache/checksums")
-@policy(Level.ADMIN, CHECKSUMS)
+@policy(Level.ADMIN, NEWER)
 @takes_body(ChecksumsBody, example={"instance_id": 7, "block_ids": [0, 2, 3, 4, 5, 8], "chunk_size": 4})
 @answers_digests
 @refuses(400, "block_ids is required", "chunk_size must be positive", "100001 block_ids, at most 100000 are taken")

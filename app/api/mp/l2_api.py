@@ -128,6 +128,14 @@ def adapters() -> dict[str, Any]:
 @refuses_without_adapter
 def delete_keys(adapter: str | None, keys: list[EncodedKey]) -> dict[str, Any]:
     """Deletes objects from one adapter. Absent ones and those in use are passed over; a storage's failure is a 200."""
+    check_keys(keys)
+    reply = current_backend().call(DeleteKeys(adapter, tuple(keys)))
+    answer = {"requested": len(keys), "adapter": reply["adapter"], "ok": reply["ok"]}
+    return answer if reply["ok"] else {**answer, "error": reply["error"]}
+
+
+def check_keys(keys: list[EncodedKey]) -> None:
+    """Raises RouteError for too many keys, and for the first that breaks a rule."""
     if len(keys) > MAX_KEYS:
         raise RouteError(400, f"{len(keys)} keys, at most {MAX_KEYS} are taken")
     for index, key in enumerate(keys):
@@ -135,9 +143,6 @@ def delete_keys(adapter: str | None, keys: list[EncodedKey]) -> dict[str, Any]:
             check_key(key)
         except ValueError as error:
             raise RouteError(400, f"keys[{index}]: {error}") from error
-    reply = current_backend().call(DeleteKeys(adapter, tuple(keys)))
-    answer = {"requested": len(keys), "adapter": reply["adapter"], "ok": reply["ok"]}
-    return answer if reply["ok"] else {**answer, "error": reply["error"]}
 
 
 @router.get("/l2/keys")
@@ -159,7 +164,8 @@ def delete_keys(adapter: str | None, keys: list[EncodedKey]) -> dict[str, Any]:
 @refuses_without_adapter
 def list_keys(adapter: str | None, model_name: str | None, page_size: int, page_token: str | None) -> dict[str, Any]:
     """A page of keys with their stored bytes, and the token of the next page."""
-    return current_backend().call(ListKeys(adapter, model_name, page_size, page_token or None))
+    page = current_backend().call(ListKeys(adapter, model_name, page_size, page_token or None))
+    return {name: member for name, member in page.items() if name != "shared"}
 
 
 @router.post("/l2/scrub")

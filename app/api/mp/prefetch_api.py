@@ -7,6 +7,7 @@ wait takes one of the places of those that wait for the engine, and takes no res
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from flask import Blueprint, request
@@ -34,6 +35,7 @@ ASK_AGAIN_S = 0.1
 RETRY_AFTER_S = 60.0
 NOT_TO_BE_KEPT = {"Cache-Control": "no-store"}
 NOT_FOUND = "unknown prefetch request, or its result was taken already"
+TOO_MANY = f"more than {MAX_TOKEN_IDS} token_ids"
 
 
 class PollQuery(LarderSchema):
@@ -64,18 +66,22 @@ names_job = in_path(request_id=(EXAMPLE_ID, "The id that the submission answered
     example={"chunks": 0, "status": "noop"},
     says="`noop`: less than a chunk is no job.",
 )
-@refuses(400, f"more than {MAX_TOKEN_IDS} token_ids", "cache_salt 'a@b' must not contain '@', '/', '\\' or NUL")
+@refuses(400, TOO_MANY, "cache_salt 'a@b' must not contain '@', '/', '\\' or NUL")
 @refuses(409, "no layout is registered for model llama-8b and world size 1")
 @refuses(503)
 def submit(model_name: str, world_size: int, token_ids: TokenIds, cache_salt: str) -> tuple[dict[str, Any], int]:
     """Starts loading a prompt from L2 into L1, and returns at once. Less than a chunk is no job."""
     if token_ids.count > MAX_TOKEN_IDS:
-        raise RouteError(400, f"more than {MAX_TOKEN_IDS} token_ids")
+        raise RouteError(400, TOO_MANY)
+    return start_job(PrefetchJob(new_request_id(), model_name, world_size, cache_salt), token_ids.text), 202
+
+
+def start_job(job: PrefetchJob, token_ids: str) -> dict[str, Any]:
+    """The answer to a submission. Raises CommandFailed: conflict (no layout), bad_request; QueueFull, and others."""
     backend = current_backend()
     backend.require_engine()
-    job = PrefetchJob(new_request_id(), model_name, world_size, cache_salt)
     with backend.prefetch_jobs() as jobs:
-        has_room = jobs.create(job, token_ids.text)
+        has_room = jobs.create(job, token_ids)
     if not has_room:
         raise QueueFull(f"{PREFETCH_MAX_JOBS} prefetch jobs are kept, and the oldest are not over", RETRY_AFTER_S)
     try:
@@ -85,8 +91,8 @@ def submit(model_name: str, world_size: int, token_ids: TokenIds, cache_salt: st
         raise
     if reply["status"] == "noop":
         _withdraw(backend, job.request_id)
-        return {"chunks": 0, "status": "noop"}, 202
-    return {"request_id": job.request_id, "chunks": reply["chunks"], "status": "submitted"}, 202
+        return {"chunks": 0, "status": "noop"}
+    return {"request_id": job.request_id, "chunks": reply["chunks"], "status": "submitted"}
 
 
 @router.get("/l2/prefetch/<request_id>")
@@ -118,8 +124,19 @@ def submit(model_name: str, world_size: int, token_ids: TokenIds, cache_salt: st
 def poll(request_id: str, wait: int) -> tuple[dict[str, Any], dict[str, str]]:
     """The result of a job that is over, once. `wait` is how many seconds the answer may take; until the job is over
     the answer is `pending`."""
+    job = take_result(request_id, wait, ["GET", "DELETE"])
+    if not job.has_ended:
+        return {"status": "pending"}, NOT_TO_BE_KEPT
+    return show_result(job, job.found_keys), NOT_TO_BE_KEPT
+
+
+def take_result(request_id: str, wait: int, methods: Sequence[str]) -> PrefetchJob:
+    """The job as it is, after at most `wait` seconds; one that is over was taken now. `methods` are those of the path.
+
+    Raises RouteError: there is none to be taken.
+    """
     if request.method == "HEAD":  # it would take the result away and show nothing
-        raise MethodNotAllowed(["GET", "DELETE"])
+        raise MethodNotAllowed(methods)
     backend = current_backend()
     backend.require_engine()
     job = _consume(backend, request_id)
@@ -130,11 +147,15 @@ def poll(request_id: str, wait: int) -> tuple[dict[str, Any], dict[str, str]]:
         raise RouteError(404, NOT_FOUND)
     if not job.has_ended:
         audit.leave_out()
-        return {"status": "pending"}, NOT_TO_BE_KEPT
-    result: dict[str, Any] = {"status": COMPLETED, "found_keys": job.found_keys, "total_keys": job.total_keys}
+    return job
+
+
+def show_result(job: PrefetchJob, found_keys: int) -> dict[str, Any]:
+    """What a poll answers about a job that is over."""
+    result: dict[str, Any] = {"status": COMPLETED, "found_keys": found_keys, "total_keys": job.total_keys}
     if job.status != COMPLETED:
         result |= {"outcome": job.status, "error": job.error}
-    return result, NOT_TO_BE_KEPT
+    return result
 
 
 @router.delete("/l2/prefetch/<request_id>")
