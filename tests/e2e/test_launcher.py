@@ -249,7 +249,7 @@ def test_the_command_explains_itself() -> None:
             [sys.executable, str(ROOT / "larder"), *words], capture_output=True, text=True, check=False
         )
 
-    assert run("--help").stdout.startswith("usage: larder server")
+    assert "  server  " in run("--help").stdout
     assert run("serve").returncode == 2
     assert "--l1-size-gb" in run("server", "--help").stdout
     assert "token" not in run("server", "--help").stdout.replace("tokens", "")
