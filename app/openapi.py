@@ -257,8 +257,8 @@ def _form_of(answer: Answer, shape: ErrorShape, components: Components) -> tuple
         return answer.content, components.schema_of(answer.body)
     if not shape.field:
         return PLAIN, {"type": "string"}
-    status = {} if shape.status is None else {"status": {"const": shape.status}}
-    members = {**status, shape.field: {"type": "string"}}
+    one, other = shape.body("one", answer.status), shape.body("other", answer.status)
+    members = {name: {"type": "string"} if text != other[name] else {"const": text} for name, text in one.items()}
     return JSON, {"type": "object", "properties": members, "required": list(members)}
 
 
@@ -266,7 +266,9 @@ def _examples_of(answer: Answer, shape: ErrorShape) -> list[Example]:
     if answer.body is not None:
         return [{"value": answer.example}]
     reasons = [answer.example] if answer.example is not None else [shape.engine_away, REDIS_AWAY]
-    return [{"summary": reason, "value": shape.body(reason) if shape.field else reason} for reason in reasons]
+    return [
+        {"summary": reason, "value": shape.body(reason, answer.status) if shape.field else reason} for reason in reasons
+    ]
 
 
 def _headers(status: int, alternatives: list[Answer]) -> dict[str, Any]:
