@@ -18,6 +18,8 @@ EVICTION_INTERVAL_S = 1.0
 EXPIRY_INTERVAL_S = 1.0
 #: Slowest pace at which dead workers and idle sessions are looked for.
 CLEANING_INTERVAL_S = 5.0
+#: How often it is told that holds keep eviction from its target.
+SAY_AGAIN_S = 30.0
 #: A loop that comes this many intervals late was stopped together with the whole process.
 PAUSE_FACTOR = 3
 
@@ -41,6 +43,7 @@ class Housekeeping:
         self._quotas, self._stats, self._threads, self._reap_worker = quotas, stats, threads, reap
         self._loops: list[PeriodicThread] = []
         self._eviction: PeriodicThread | None = None
+        self._said_at = float("-inf")
         self.follow(config)
 
     def follow(self, config: EngineConfig) -> None:
@@ -98,17 +101,20 @@ class Housekeeping:
             self._stats.eviction_triggered.inc()
             more, held = self._l1.evict_to(self._target_bytes)
             evicted += more
-            left = self._l1.usage()[0]
-            if left > self._trigger_bytes and held:
-                logger.warning(
-                    "eviction left %d of %d bytes in use, %d were wanted: %d objects are leased or pinned",
-                    left,
-                    capacity,
-                    self._target_bytes,
-                    held,
-                )
+            self._say_what_is_left(self._l1.usage()[0], capacity, held)
         self.count_evictions()
         return f"evicted {evicted}, held {held}" if evicted or held else None
+
+    def _say_what_is_left(self, left: int, capacity: int, held: int) -> None:
+        """Now and then, while clients hold so much that eviction cannot come down to its target."""
+        now = time.monotonic()
+        if left <= self._trigger_bytes or not held or now - self._said_at < SAY_AGAIN_S:
+            return
+        self._said_at = now
+        logger.warning(
+            "eviction left %d of %d bytes in use, %d were wanted: %d objects are leased or pinned",
+            left, capacity, self._target_bytes, held,
+        )  # fmt: skip
 
     def _expire(self) -> str | None:
         owners, reservations = self._l1.expire()

@@ -33,7 +33,8 @@ from engine.movement.loads import Loader
 from engine.movement.lookups import DemandLookup, Lookups, Wanted
 from engine.movement.scrub import Scrub
 from engine.movement.warm import WarmJob, WarmJobs
-from engine.movement.write_back import WriteBack, WriteQueue
+from engine.movement.write_back import WriteBack
+from engine.movement.write_queue import WriteQueue
 from engine.object_key import ObjectKey
 from engine.periodic import PeriodicThread, PeriodicThreads
 from engine.stats import Stats

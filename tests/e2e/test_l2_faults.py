@@ -46,7 +46,7 @@ def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.l2.breaker.LONGEST_PAUSE_S", 0.5)
     monkeypatch.setattr("engine.l2.calls.STALL_S", 0.7)
     monkeypatch.setattr("engine.movement.second_tier.WATCH_INTERVAL_S", 0.1)
-    monkeypatch.setattr("engine.movement.write_back.RETRY_PAUSES_S", (0.1, 0.2, 0.4))
+    monkeypatch.setattr("engine.movement.write_queue.RETRY_PAUSES_S", (0.1, 0.2, 0.4))
 
 
 class Site(EngineSite):

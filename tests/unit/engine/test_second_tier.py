@@ -241,7 +241,7 @@ def test_dirty_bytes_are_bounded_and_what_finds_the_queue_full_is_clean() -> Non
 
 
 def test_a_write_that_fails_is_tried_again_and_then_given_up_in_the_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.movement.write_back.RETRY_PAUSES_S", (0.01, 0.01, 0.01))
+    monkeypatch.setattr("engine.movement.write_queue.RETRY_PAUSES_S", (0.01, 0.01, 0.01))
     with engine_with(FAULTY) as engine:
         faults_of(engine).set_faults(Faults(full_rate=1))
         assert fill(engine, request(1))

@@ -136,7 +136,7 @@ def test_a_prefetch_job_ends_although_its_storage_hangs(monkeypatch: pytest.Monk
 
 
 def test_what_is_queued_for_a_storage_that_hangs_is_clean_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.movement.write_back.STALL_S", 0.2)
+    monkeypatch.setattr("engine.movement.write_queue.STALL_S", 0.2)
     with engine_with(FAULTY, write_back_drain_seconds=0.0) as engine:
         wait_for(lambda: engine.l2.tiers[0].catalog.complete, 5, "the scan")
         faults_of(engine).set_faults(SLOW)
@@ -163,7 +163,7 @@ class AnswersLate(MemoryAdapter):
 
 
 def test_a_write_without_an_answer_leaves_nothing_behind_that_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.movement.write_back.MAX_ATTEMPTS", 1)
+    monkeypatch.setattr("engine.movement.write_queue.MAX_ATTEMPTS", 1)
     with engine_with(MEMORY) as engine:
         tier = engine.l2.tiers[0]
         assert isinstance(tier.adapter, MemoryAdapter)

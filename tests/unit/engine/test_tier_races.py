@@ -80,7 +80,7 @@ def test_an_object_deleted_right_after_it_was_read_is_not_known(monkeypatch: pyt
 
 
 def test_writes_that_are_tried_again_make_no_more_dirty_than_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.movement.write_back.RETRY_PAUSES_S", (0.1, 0.1, 0.1))
+    monkeypatch.setattr("engine.movement.write_queue.RETRY_PAUSES_S", (0.1, 0.1, 0.1))
     allowed, now = 4 * OBJECT_BYTES, [0.0]
     with engine_with(FAULTY, write_back_max_bytes=allowed, write_back_drain_seconds=0.0) as engine:
         queue, counters = engine.l2.write_back.queues[0], engine.l2.tiers[0].counters.write_back
@@ -107,7 +107,7 @@ def test_writes_that_are_tried_again_make_no_more_dirty_than_is_allowed(monkeypa
 def test_many_writes_given_up_are_all_counted_and_do_not_fill_the_log(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("engine.movement.write_back.MAX_ATTEMPTS", 1)
+    monkeypatch.setattr("engine.movement.write_queue.MAX_ATTEMPTS", 1)
     with engine_with(FAULTY) as engine:
         faults_of(engine).set_faults(Faults(full_rate=1))
         dead = engine.l2.tiers[0].counters.write_back["dead"]
