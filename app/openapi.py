@@ -175,7 +175,7 @@ class _Route:
         operation: dict[str, Any] = {
             "tags": [self.tag],
             "operationId": f"{self._method.lower()}_{self._rule.endpoint.replace('.', '_')}",
-            "summary": summary,
+            "summary": summary.replace("`", ""),
             "description": "\n\n".join(filter(None, [f"{summary}. {rest}".strip(), level])),
             "security": SECURITY[self._policy.level],
             "x-access": self._policy.level.value,

@@ -201,7 +201,7 @@ def scrub_state(adapter: str | None) -> dict[str, Any]:
 @refuses_unknown_adapter
 @refuses_without_adapter
 def stop_scrub(adapter: str | None) -> dict[str, Any]:
-    """Ends the running scrub; `stopped` says whether there was one."""
+    """Ends the running scrub. `stopped` says whether there was one."""
     return _scrub(adapter, "stop")
 
 

@@ -1,7 +1,9 @@
 """The API document: valid, complete both ways, with examples that keep to their own schemas."""
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import pytest
@@ -10,6 +12,7 @@ from flask.testing import FlaskClient
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
+import app
 from app import openapi
 from app.declarations import answers, in_path, refuses
 from app.json_schema import Components
@@ -71,6 +74,7 @@ def test_every_route_says_what_it_must(client: FlaskClient) -> None:
 def test_every_operation_is_told_with_its_access(document: dict[str, Any]) -> None:
     for path, method, operation in operations(document):
         assert operation["summary"], (method, path)
+        assert "`" not in operation["summary"], (method, path)
         assert operation["description"], (method, path)
         statuses = set(operation["responses"])
         assert ("401" in statuses) == (operation["x-access"] != "open" or path == "/loglevel"), (method, path)
@@ -141,6 +145,16 @@ def test_the_page_brings_all_it_needs_and_lets_nothing_else_in(client: FlaskClie
         assert link == "openapi.json" or answer.headers["X-Content-Type-Options"] == "nosniff"
         answer.close()
     page.close()
+
+
+def test_what_was_brought_from_elsewhere_is_as_it_was_published() -> None:
+    folder = Path(app.__file__).parent / "static" / "swagger-ui"
+    sums = dict(reversed(line.split()) for line in (folder / "SHA256SUMS").read_text().splitlines())
+
+    found = {path.name for path in folder.iterdir()} - {"README.md", "SHA256SUMS"}
+
+    assert found == set(sums)
+    assert {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in found} == sums
 
 
 @pytest.mark.parametrize("name", ["page.html", "LICENSE", "..%2Fdocs%2Fpage.html", "%2e%2e", "nope.js"])
