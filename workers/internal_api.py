@@ -6,7 +6,7 @@ It is there before Redis is reached, so that curl tells what an engine that does
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from app.internal_server import InProcessBackend, InternalAPIConfig, InternalAPIServer
+from app.internal_server import InProcessBackend, InternalAPIServer
 from contract.command_queue import BUSY
 from contract.commands import Command
 from contract.engine_record import EngineRecord
@@ -15,18 +15,11 @@ from contract.keys import Keys
 from contract.settings import Settings
 from workers.command_handlers import Worker, failure_of, run
 from workers.engine_facts import engine_facts
+from workers.internal_settings import internal_api_config
 
 #: Requests that may wait for the engine at a time: the other threads are left for those that read.
 MAX_WAITING = 4
 RETRY_AFTER_S = 1.0
-
-
-def internal_api_config(settings: Settings) -> InternalAPIConfig:
-    """The settings of internal API servers, and the tokens."""
-    names = ("enabled", "host", "port_start", "include_index_list", "socket_path_prefix", "access_log", "log_level")
-    values = {name: getattr(settings, f"internal_api_server_{name}") for name in names}
-    own = {name: getattr(settings, name) for name in ("admin_token", "read_token", "run_script_enabled")}
-    return InternalAPIConfig(**values, **own)
 
 
 class LocalEngine:

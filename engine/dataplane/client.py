@@ -26,10 +26,19 @@ import msgspec
 import zmq
 
 from engine.dataplane.client_memory import BlockArrays, SharedKV
-from engine.dataplane.client_modes import ClientCopies, ServerCopies, Transfer
+from engine.dataplane.client_modes import ClientCopies, LayerFacts, ServerCopies, Transfer
 from engine.kv_layout import KVGroup
 
-__all__ = ["KVGroup", "LarderClient", "LarderClientError", "Miss", "Refused", "ServerAway", "SharedKV"]
+__all__ = [
+    "KVGroup",
+    "LarderClient",
+    "LarderClientError",
+    "LayerFacts",
+    "Miss",
+    "Refused",
+    "ServerAway",
+    "SharedKV",
+]
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
@@ -88,6 +97,8 @@ class LarderClient:
         self._chunk_size: int | None = None
         self._memory: ServerCopies | ClientCopies | None = None
         self._is_registered = False
+        #: Whether the last operation was answered in time; True before the first. Any thread may look.
+        self.server_answers = True
 
     def __enter__(self) -> "LarderClient":
         return self
@@ -118,6 +129,17 @@ class LarderClient:
         if self._chunk_size is None:
             self._chunk_size = int(self._value("get_chunk_size"))
         return self._chunk_size
+
+    @property
+    def known_chunk_size(self) -> int | None:
+        """Tokens per chunk, None while nobody has asked for it. Any thread may look."""
+        return self._chunk_size
+
+    @property
+    def kv_layers(self) -> list[LayerFacts]:
+        """The tensors that are registered, in order. Any thread may look."""
+        memory = self._memory
+        return [] if memory is None else memory.layers
 
     def register_shared(
         self,
@@ -308,8 +330,10 @@ class LarderClient:
                     raise zmq.Again
                 frames = self._socket.recv_multipart(zmq.NOBLOCK)
                 if len(frames) >= 2 and frames[0] == head[0]:
+                    self.server_answers = True
                     return _decode(frames[1]), frames[2:]
         except zmq.Again as error:
+            self.server_answers = False
             self._reconnect()
             raise ServerAway(self.url, self.timeout_s, operation) from error
 

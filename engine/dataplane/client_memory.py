@@ -126,6 +126,7 @@ class BlockArrays:
         self.dtype = dtype or arrays[0].dtype.name
         if DTYPE_BYTES.get(self.dtype) != arrays[0].itemsize:
             raise ValueError(f"dtype {self.dtype} does not fit elements of {arrays[0].itemsize} bytes")
+        self.shapes, self.kv_layout = [array.shape for array in arrays], kv_layout
         self._layers = [_planes_blocks_tokens(array, kv_layout) for array in arrays]
         self.planes, self.num_blocks, self.block_size = self._layers[0].shape[:3]
         self.num_layers = len(arrays)

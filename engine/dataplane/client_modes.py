@@ -45,6 +45,27 @@ class Transfer:
     chunks: int
 
 
+@dataclass(frozen=True, slots=True)
+class LayerFacts:
+    """What a registered tensor looks like; `dtype` is torch's name, `kv_layout` NHD or HND."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    kv_layout: str
+
+    @property
+    def planes(self) -> int:
+        """2 where keys and values are apart, 1 where they are one."""
+        return 2 if len(self.shape) == 5 else 1
+
+    @property
+    def heads(self) -> tuple[int, int]:
+        """Number of heads, and the size of one; of a latent cache 1 and all of it."""
+        if len(self.shape) == 3:
+            return 1, self.shape[2]
+        return self.shape[-2 if self.kv_layout == "NHD" else -3], self.shape[-1]
+
+
 class ServerCopies:
     """The tensors lie in a shared segment; the server reads and writes them there."""
 
@@ -61,6 +82,9 @@ class ServerCopies:
         """Raises ValueError for a tensor outside the segment."""
         self._caller, self._groups, self._hints = caller, list(groups), dict(hints)
         self._descriptors = [_descriptor(kv, tensor, dtype) for tensor, dtype in zip(tensors, kv.dtypes, strict=True)]
+        layout = str(hints.get("kv_layout", "NHD"))
+        shapes = [kv.place_of(tensor)[0] for tensor in tensors]
+        self.layers = [LayerFacts(shape, dtype, layout) for shape, dtype in zip(shapes, kv.dtypes, strict=True)]
 
     def register(self) -> None:
         caller = self._caller
@@ -88,6 +112,7 @@ class ClientCopies:
 
     def __init__(self, caller: Caller, arrays: BlockArrays) -> None:
         self._caller, self._arrays = caller, arrays
+        self.layers = [LayerFacts(shape, arrays.dtype, arrays.kv_layout) for shape in arrays.shapes]
         self._pool: PoolView | None = None
 
     def register(self) -> None:

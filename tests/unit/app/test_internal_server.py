@@ -1,0 +1,292 @@
+"""The server of an internal API: where it listens, what it survives, whom it lets in."""
+
+import asyncio
+import logging
+import socket
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.internal_client import ask, server
+from tests.stack import free_port
+
+TOKEN = {"Authorization": "Bearer admin-secret"}
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """A server on TCP without tokens."""
+    number = free_port()
+    running = server(port_start=number)
+    running.start()
+    yield number
+    running.stop()
+
+
+# ---- where it listens
+
+
+@pytest.mark.parametrize(
+    ("config", "runs"),
+    [
+        ({}, True),
+        ({"include_index_list": ()}, True),
+        ({"include_index_list": (0, 2)}, True),
+        ({"include_index_list": (1,)}, False),
+        ({"enabled": False}, False),
+        ({"enabled": False, "include_index_list": (2,)}, False),
+    ],
+)
+def test_it_runs_where_it_is_enabled_and_its_index_is_listed(config: dict[str, object], runs: bool) -> None:
+    start = free_port() - 2
+    one = server(2, port_start=start, **config)
+    one.start()
+    one.start()
+    try:
+        assert one.enabled is runs
+        if runs:
+            assert ask(start + 2, "GET", "/conf").json() == {"name": "server 2"}
+        else:
+            with pytest.raises(ConnectionRefusedError):
+                ask(start + 2, "GET", "/conf")
+    finally:
+        one.stop()
+        one.stop()
+    with pytest.raises(ConnectionRefusedError):
+        ask(start + 2, "GET", "/conf")
+
+
+def test_a_socket_is_made_with_its_directories_for_this_user_alone_and_removed(tmp_path: Path) -> None:
+    one = server(1, socket_path_prefix=str(tmp_path / "a" / "b" / "socket"), port_start=6999)
+    path = tmp_path / "a" / "b" / "socket_7000"
+    one.start()
+    try:
+        assert one.socket_path == str(path)
+        assert stat.S_IMODE(path.lstat().st_mode) == 0o600
+        assert stat.S_IMODE(path.parent.stat().st_mode) & 0o077 == 0
+        assert ask(path, "GET", "/threads").status == 200
+    finally:
+        one.stop()
+    assert not path.exists()
+    one.start()
+    assert ask(path, "GET", "/conf").json() == {"name": "server 1"}
+    one.stop()
+
+
+def test_a_stale_socket_goes_and_one_that_answers_stays(tmp_path: Path) -> None:
+    path = tmp_path / "socket_6999"
+    left = socket.socket(socket.AF_UNIX)
+    left.bind(str(path))
+    left.close()
+    one, other = (server(socket_path_prefix=str(tmp_path / "socket")) for _ in range(2))
+    one.start()
+    try:
+        with pytest.raises(OSError, match="in use"):
+            other.start()
+        assert ask(path, "GET", "/conf").status == 200
+        path.unlink()
+        path.write_text("somebody's")
+    finally:
+        other.stop()
+        one.stop()
+    assert path.read_text() == "somebody's"
+    with pytest.raises(OSError, match="in use"):
+        one.start()
+
+
+def test_a_port_in_use_is_an_error_of_the_start(port: int) -> None:
+    other = server(port_start=port)
+    with pytest.raises(OSError, match="in use"):
+        other.start()
+    other.stop()
+    assert ask(port, "GET", "/conf").status == 200
+
+
+def test_servers_of_one_process_keep_separate_state(port: int) -> None:
+    number = free_port()
+    second = server(0, port_start=number, admin_token="admin-secret")
+    second.start()
+    try:
+        ask(port, "GET", "/version")
+        counted = b'_count{method="GET",route="/version",status="200"} 1.0'
+        assert [counted in ask(where, "GET", "/metrics").body for where in (port, number)] == [True, False]
+        assert [ask(where, "GET", "/threads").status for where in (port, number)] == [200, 401]
+    finally:
+        second.stop()
+    assert ask(port, "GET", "/conf").status == 200
+
+
+def test_run_serves_until_it_is_cancelled_and_returns_where_nothing_runs() -> None:
+    number = free_port()
+
+    def listens() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", number)) == 0
+
+    async def serve() -> int:
+        await server(enabled=False).run()
+        task = asyncio.create_task(server(port_start=number).run())
+        await asyncio.to_thread(wait_for, listens, 10, "it listens")
+        answer = await asyncio.to_thread(ask, number, "GET", "/conf")
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return answer.status
+
+    assert asyncio.run(serve()) == 200
+    with pytest.raises(ConnectionRefusedError):
+        ask(number, "GET", "/conf")
+
+
+def test_all_its_threads_are_daemons(port: int) -> None:
+    ours = [thread for thread in threading.enumerate() if "internal-api" in thread.name]
+    assert len(ours) > 1
+    assert all(thread.daemon for thread in ours)
+
+
+# ---- whom it lets in
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"X-Forwarded-For": "127.0.0.1"},
+        {"Forwarded": "for=127.0.0.1"},
+        {"Via": "1.1 proxy"},
+        {"X-Real-IP": "127.0.0.1"},
+        {"Host": "evil.example"},
+        {"Host": "127.0.0.1.evil.example"},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+    ],
+)
+def test_no_caller_from_elsewhere_gets_at_an_admin_route(port: int, headers: dict[str, str]) -> None:
+    for method, path in (("GET", "/threads"), ("POST", "/conf"), ("PUT", "/freeze/enable"), ("DELETE", "/cache/clear")):
+        answer = ask(port, method, path, headers=headers)
+        assert answer.status == 403, (method, path, answer.body)
+    refusal = ask(port, "PUT", "/freeze/enable", headers=headers).json()
+    assert refusal["error"] == "freeze API refused the caller"
+    assert ask(port, "GET", "/metrics", headers=headers).status == 200
+
+
+def test_the_socket_serves_no_page_of_a_browser(tmp_path: Path) -> None:
+    one = server(socket_path_prefix=str(tmp_path / "socket"))
+    one.start()
+    try:
+        assert ask(one.socket_path, "GET", "/threads").status == 200
+        assert ask(one.socket_path, "GET", "/threads", headers={"Origin": "https://evil.example"}).status == 403
+        assert ask(one.socket_path, "GET", "/threads", headers={"X-Forwarded-For": "10.0.0.1"}).status == 403
+    finally:
+        one.stop()
+
+
+def test_tokens_count_on_tcp_and_on_the_socket(tmp_path: Path) -> None:
+    number = free_port()
+    on_tcp = server(port_start=number, admin_token="admin-secret", read_token="read-secret")
+    on_socket = server(
+        socket_path_prefix=str(tmp_path / "socket"), admin_token="admin-secret", read_token="read-secret"
+    )
+    for one, where in ((on_tcp, number), (on_socket, on_socket.socket_path)):
+        one.start()
+        try:
+            read = {"Authorization": "Bearer read-secret"}
+            assert [ask(where, "GET", "/conf", headers=shown).status for shown in ({}, read, TOKEN)] == [401, 200, 200]
+            assert [ask(where, "GET", "/threads", headers=shown).status for shown in ({}, read, TOKEN)] == [
+                401,
+                403,
+                200,
+            ]
+            assert ask(where, "GET", "/controller/workers").status == 401
+            assert ask(where, "GET", "/threads?token=admin-secret").status == 401
+            assert ask(where, "GET", "/metrics").status == 200
+        finally:
+            one.stop()
+
+
+# ---- what it survives
+
+
+def test_a_head_that_is_too_long_is_refused(port: int) -> None:
+    assert ask(port, "GET", "/version", headers={"X-Long": "x" * 40_000}).status == 413
+    assert ask(port, "GET", "/version?" + "x" * 40_000).status in (413, 414)
+    assert ask(port, "GET", "/version").status == 200
+
+
+@pytest.mark.parametrize("headers", [{"Content-Length": str(5 << 20)}, {"Transfer-Encoding": "chunked"}])
+def test_a_body_that_is_too_long_is_refused(port: int, headers: dict[str, str]) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as raw:
+        lines = [f"{name}: {value}" for name, value in {"Host": "localhost", **headers}.items()]
+        raw.sendall("\r\n".join(["POST /conf HTTP/1.1", *lines, "", ""]).encode())
+        try:
+            if "Content-Length" not in headers:
+                for _ in range(80):
+                    raw.sendall(b"10000\r\n" + b" " * 65536 + b"\r\n")
+                raw.sendall(b"0\r\n\r\n")
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it stopped reading
+        try:
+            assert raw.recv(100).split(b" ")[1] in (b"413", b"400")
+        except ConnectionResetError:
+            pass
+    assert ask(port, "GET", "/version").status == 200
+
+
+def test_callers_who_take_their_time_keep_nobody_waiting(port: int) -> None:
+    slow = [socket.create_connection(("127.0.0.1", port)) for _ in range(32)]
+    try:
+        for connection in slow:
+            connection.sendall(b"GET /thr")
+        began = time.monotonic()
+        assert ask(port, "GET", "/version").status == 200
+        assert time.monotonic() - began < 2.0
+    finally:
+        for connection in slow:
+            connection.close()
+
+
+def test_a_caller_who_takes_his_time_alone_is_cut_off_in_the_end(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as slow:
+        slow.sendall(b"GET /thr")
+        assert slow.recv(100).startswith(b"HTTP/1.1 408")
+
+
+def test_one_connection_serves_many_requests(port: int) -> None:
+    import http.client
+
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    for _ in range(20):
+        connection.request("GET", "/version")
+        reply = connection.getresponse()
+        assert (reply.status, len(reply.read()) > 2) == (200, True)
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    "path", ["/../conf", "//conf", "/conf/", "/CONF", "/%2e%2e/conf", "/conf%00", "/", "/healthcheck"]
+)
+def test_only_its_own_paths_are_there(port: int, path: str) -> None:
+    answer = ask(port, "GET", path)
+    assert answer.status in (400, 404), answer.body
+
+
+# ---- its log
+
+
+def test_requests_are_logged_where_the_level_lets_them(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    def lines_of(index: int, **config: object) -> list[str]:
+        one = server(index, socket_path_prefix=str(tmp_path / "s"), **config)
+        one.start()
+        caplog.clear()
+        ask(one.socket_path, "GET", "/version%0Aforged")
+        one.stop()
+        return [record.message for record in caplog.records if record.name == f"app.internal_server.{index}"]
+
+    caplog.set_level(logging.NOTSET)
+    assert lines_of(1, log_level="INFO") == ["unix GET '/version\\nforged' 404 NOT FOUND"]
+    assert lines_of(2, log_level="WARNING") == []
+    assert lines_of(3, log_level="INFO", access_log=False) == []
