@@ -83,6 +83,19 @@ def leave_out() -> None:
     g.larder_unnoted = True
 
 
+def _entry(caller: str, status: int) -> Entry:
+    entry = {
+        "action": f"{request.method} {request.path}"[:MAX_TEXT],
+        "query": mask_query(request.environ.get("QUERY_STRING", ""))[:MAX_TEXT],
+        "caller": caller,
+        "address": request.environ.get("REMOTE_ADDR", ""),
+        "status": str(status),
+    }
+    if forwarded_for := request.environ.get("HTTP_X_FORWARDED_FOR"):
+        entry["forwarded_for"] = forwarded_for[:MAX_TEXT]  # as the proxy says; `address` is the proxy
+    return entry
+
+
 def install(app: Flask, write: Callable[[list[Entry]], None], registry: CollectorRegistry) -> AuditTrail:
     """Notes every admin request of the app from here on. The caller closes the trail."""
     lost = Counter("larder_audit_lost", "Admin actions that could not be noted in the audit stream", registry=registry)
@@ -93,15 +106,7 @@ def install(app: Flask, write: Callable[[list[Entry]], None], registry: Collecto
         caller = g.get("larder_caller")
         is_action = g.get("larder_level") is Level.ADMIN and "larder_unnoted" not in g
         if is_action and caller is not None:
-            trail.note(
-                {
-                    "action": f"{request.method} {request.path}"[:MAX_TEXT],
-                    "query": mask_query(request.environ.get("QUERY_STRING", ""))[:MAX_TEXT],
-                    "caller": caller,
-                    "address": request.environ.get("REMOTE_ADDR", ""),
-                    "status": str(response.status_code),
-                }
-            )
+            trail.note(_entry(caller, response.status_code))
         return response
 
     return trail
