@@ -10,6 +10,7 @@ from typing import Any
 
 from flask import Flask, Response, g, request
 from flask.json.provider import JSONProvider
+from werkzeug.exceptions import NotFound
 
 from app import audit, autoload, baseline, errors, loops, metrics
 from app.access import Gate
@@ -72,6 +73,10 @@ def close_app(app: Flask) -> None:
 def _guard(app: Flask, gate: Gate, policies: dict[str, Policy]) -> None:
     @app.before_request
     def admit() -> None:
+        # Werkzeug drops leading slashes; a proxy that guards `/env` may let `//env` pass.
+        if request.environ["PATH_INFO"].startswith("//"):
+            request.url_rule = None
+            raise NotFound
         route_policy = policies.get(request.endpoint or "")
         if route_policy is not None:
             g.larder_level = route_policy.level_for(request)
