@@ -4,17 +4,21 @@ Bodies are indented JSON. An error has `error`, which route it is about and what
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from flask import Response
 
 from app.backend import current_backend
+from app.declarations import refuses
 from app.errors import json_reply
 from app.policy import ErrorShape
 from contract.errors import EngineAway
 
 INDENT = 2
+
+View = TypeVar("View", bound=Callable[..., Any])
 
 _TITLES = {
     401: "{} API needs a token",
@@ -34,6 +38,11 @@ class InspectionShape(ErrorShape):
     def body(self, reason: str, status: int = 500) -> dict[str, str]:
         title = _TITLES.get(status, "{} API refused the request" if status < 500 else "{} API failed")
         return {"error": title.format(self.route), "message": reason}
+
+
+def asks_the_engine(view: View) -> View:
+    """Declares the refusals of what only a ready engine answers: a process with a cache client alone has none."""
+    return refuses(501, "this process has no engine, ask the engine's own server")(refuses(503)(view))
 
 
 def shape_of(route: str) -> InspectionShape:

@@ -9,7 +9,7 @@ from flask import Blueprint
 
 from app.api.mp import reconfigure_api
 from app.backend import current_backend
-from app.declarations import answers, like, reads, refuses
+from app.declarations import like, reads, refuses
 from app.errors import RouteError
 from app.newer_schema import L1DaxAdd, L1DaxRemove
 from app.policy import ERROR, Level, policy
@@ -40,7 +40,6 @@ def change(backend: str, operation: str) -> tuple[dict[str, Any], int]:
 
 @router.get("/reconfigure/dax/l1/status")
 @policy(Level.READ, ERROR)
-@answers(200, {"arenas": list[dict[str, Any]]}, example={"arenas": []}, says="Never: L1 is shared memory.")
 @refuses(409, NOT_DAX)
 @refuses(503)
 def l1_status() -> NoReturn:
@@ -55,7 +54,6 @@ def l1_status() -> NoReturn:
     example={"device_path": "/dev/dax1.0", "size": "100GiB"},
     checked=True,
 )
-@answers(200, {"added": dict[str, Any]}, example={"added": {}}, says="Never: L1 is shared memory.")
 @refuses(409, NOT_DAX)
 @refuses(503)
 def l1_add() -> NoReturn:
@@ -67,7 +65,6 @@ def l1_add() -> NoReturn:
 @router.post("/reconfigure/dax/l1/remove")
 @policy(Level.ADMIN, ERROR)
 @reads({"device_path": str, ...: Any}, example={"device_path": "/dev/dax1.0", "mode": "drain"}, checked=True)
-@answers(200, {"removed": dict[str, Any]}, example={"removed": {}}, says="Never: L1 is shared memory.")
 @refuses(409, NOT_DAX)
 @refuses(503)
 def l1_remove() -> NoReturn:

@@ -1,13 +1,14 @@
 """/backends and /bypass/*: where objects are kept, and taking an L2 adapter out of service for a while."""
 
-from typing import Any
+from typing import Any, Literal
 
 from flask import Blueprint, Response
 from marshmallow import fields
 
 from app.backend import current_backend
+from app.declarations import answers, in_path, refuses
 from app.errors import RouteError
-from app.inspection import fact, shape_of, shown
+from app.inspection import asks_the_engine, fact, shape_of, shown
 from app.policy import Level, policy
 from app.request_schema import LarderSchema, Text, takes_query
 from contract.commands import SetSwitch
@@ -23,28 +24,56 @@ FIXED = (
 )
 
 
+EXAMPLE_NAMES = {"LocalCPUBackend": "L1Cache", "fs": "FsAdapter"}
+EXAMPLE_BYPASS = {"status": "success", "backend_name": "fs", "bypassed": True, "bypassed_backends": ["fs"]}
+BYPASS_BODY = {
+    "status": Literal["success"],
+    "backend_name": str,
+    "bypassed": bool,
+    "bypassed_backends": list[str],
+}
+refuses_unknown = refuses(400, "backend_name is missing", "unknown backend 's3', there are fs")
+
+
 class BackendQuery(LarderSchema):
-    backend_name: fields.Field = Text(load_default="")
+    backend_name: fields.Field = Text(load_default="", metadata={"description": "Needed. An L2 adapter's name."})
 
 
 @router.get("/backends")
 @policy(Level.READ, BACKENDS)
+@answers(200, dict[str, str], example=EXAMPLE_NAMES)
+@asks_the_engine
 def backends() -> Response:
-    """Name -> class, L1 first."""
+    """Where objects are kept. Name -> class, L1 first."""
     return shown(fact(STEERING)["backends"])
 
 
 @router.post("/backends")
+@policy(Level.ADMIN, BACKENDS)
+@refuses(501, FIXED)
+def create_backends() -> Response:
+    """Not supported."""
+    raise RouteError(501, FIXED)
+
+
 @router.delete("/backends/<name>", endpoint="close_backend")
 @router.post("/backends/<name>/recreate", endpoint="recreate_backend")
 @policy(Level.ADMIN, BACKENDS)
-def change_backends(name: str = "") -> Response:
+@in_path(name=("fs", "The name of a backend."))
+@refuses(501, FIXED)
+def change_backend(name: str) -> Response:
     """Not supported."""
     raise RouteError(501, FIXED)
 
 
 @router.get("/bypass/list")
 @policy(Level.READ, BYPASS)
+@answers(
+    200,
+    {"status": Literal["success"], "bypassed_backends": list[str], "all_backends": list[str]},
+    example={"status": "success", "bypassed_backends": [], "all_backends": list(EXAMPLE_NAMES)},
+)
+@asks_the_engine
 def bypassed() -> Response:
     """The adapters that are neither asked nor written."""
     steering = fact(STEERING)
@@ -55,16 +84,26 @@ def bypassed() -> Response:
 @router.put("/bypass/add")
 @policy(Level.ADMIN, BYPASS)
 @takes_query(BackendQuery)
+@answers(200, {**BYPASS_BODY, "was_already_bypassed": bool}, example={**EXAMPLE_BYPASS, "was_already_bypassed": False})
+@refuses_unknown
+@asks_the_engine
 def add_bypass(backend_name: str) -> Response:
-    """From now on it is neither asked nor written."""
+    """Takes an L2 adapter out of service. From now on it is neither asked nor written."""
     return _set_bypass(backend_name, on=True, was="was_already_bypassed")
 
 
 @router.put("/bypass/remove")
 @policy(Level.ADMIN, BYPASS)
 @takes_query(BackendQuery)
+@answers(
+    200,
+    {**BYPASS_BODY, "was_bypassed": bool},
+    example={**EXAMPLE_BYPASS, "bypassed": False, "bypassed_backends": [], "was_bypassed": True},
+)
+@refuses_unknown
+@asks_the_engine
 def remove_bypass(backend_name: str) -> Response:
-    """It is in service again; what was stored meanwhile is not written to it now."""
+    """Puts an L2 adapter into service again. What was stored meanwhile is not written to it now."""
     return _set_bypass(backend_name, on=False, was="was_bypassed")
 
 

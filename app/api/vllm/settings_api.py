@@ -7,8 +7,9 @@ from flask import Blueprint, Response
 from marshmallow import fields
 
 from app.backend import current_backend
+from app.declarations import PLAIN, answers, reads, refuses
 from app.errors import plain_text
-from app.inspection import INDENT, fact, shape_of, shown
+from app.inspection import INDENT, asks_the_engine, fact, shape_of, shown
 from app.policy import Level, policy
 from app.request_schema import LarderSchema, Text, parse_json, takes_query, whole_body
 from contract.commands import ChangeSettings
@@ -20,21 +21,42 @@ CONF = shape_of("conf")
 
 
 class NamesQuery(LarderSchema):
-    names: fields.Field = Text(load_default="")
+    names: fields.Field = Text(load_default="", metadata={"description": "Names with commas between; none: all."})
 
 
 @router.get("/conf")
 @policy(Level.READ, CONF)
 @takes_query(NamesQuery)
+@answers(200, str, example='{\n  "chunk_size": 256\n}', content=PLAIN)
+@refuses(503)
 def show_settings(names: str) -> Response:
-    """All of them, or those named with commas between them; unknown names are left out."""
+    """The settings of this process, as indented JSON. All of them, or the named ones; unknown names are left out."""
     return plain_text(chosen(fact(SETTINGS), names))
 
 
 @router.post("/conf")
 @policy(Level.ADMIN, CONF)
+@reads(dict[str, Any], example={"log_level": "INFO"})
+@answers(200, {"updated": dict[str, Any]}, example={"updated": {"log_level": "INFO"}})
+@answers(
+    200,
+    {"updated": dict[str, Any], "errors": dict[str, str]},
+    example={"updated": {"log_level": "INFO"}, "errors": {"chunk_size": "Config is not mutable at runtime"}},
+    says="`errors` names what was refused.",
+)
+@answers(400, {"error": str}, example={"error": "Request body must be a JSON object"})
+@refuses(400, "100 settings are changed at most at once")
+@answers(400, {"updated": dict[str, Any]}, example={"updated": {}}, says="Nothing was asked for.")
+@answers(
+    400,
+    {"updated": dict[str, Any], "errors": dict[str, str]},
+    example={"updated": {}, "errors": {"chunk_size": "Config is not mutable at runtime"}},
+    says="Nothing was changed.",
+)
+@asks_the_engine
 def change_settings() -> Response:
-    """Each for itself: one that is refused keeps none of the others from being set."""
+    """Changes settings while the process runs. Each for itself: one that is refused keeps none of the others from being
+    set."""
     try:
         values = parse_json(whole_body())
     except ValueError as error:

@@ -13,17 +13,30 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
 import app
-from app import openapi
+from app import close_app, create_app, openapi
+from app.config import AppConfig
 from app.declarations import answers, in_path, refuses
 from app.json_schema import Components
 from app.policy import ERROR, Level, policy
+from tests.unit.app.memory_backend import MemoryBackend
 
 METHODS = {"get", "put", "post", "delete", "patch"}
 
 
+CATEGORIES = {"web tier": ("common", "mp"), "internal API server": ("common", "vllm", "controller")}
+
+
+@pytest.fixture(params=CATEGORIES)
+def described(request: pytest.FixtureRequest, backend: MemoryBackend) -> Iterator[Flask]:
+    """The application of each kind of server of ours."""
+    made = create_app(AppConfig("127.0.0.1", 8080), backend, CATEGORIES[request.param])
+    yield made
+    close_app(made)
+
+
 @pytest.fixture
-def document(client: FlaskClient) -> dict[str, Any]:
-    return dict(client.get("/openapi.json").get_json())
+def document(described: Flask) -> dict[str, Any]:
+    return dict(described.test_client().get("/openapi.json").get_json())
 
 
 def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -55,20 +68,18 @@ def test_it_is_valid_openapi_3_1(document: dict[str, Any]) -> None:
     assert document["info"]["title"] == "Larder"
 
 
-def test_every_route_is_in_it_and_nothing_else(client: FlaskClient, document: dict[str, Any]) -> None:
+def test_every_route_is_in_it_and_nothing_else(described: Flask, document: dict[str, Any]) -> None:
     served = {
         (re.sub(r"<([^>]+)>", r"{\1}", rule.rule), method.lower())
-        for rule in client.application.url_map.iter_rules()
+        for rule in described.url_map.iter_rules()
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
     }
 
-    described = {(path, method) for path, method, _ in operations(document)}
-
-    assert described == served
+    assert {(path, method) for path, method, _ in operations(document)} == served
 
 
-def test_every_route_says_what_it_must(client: FlaskClient) -> None:
-    assert openapi.complaints(client.application) == []
+def test_every_route_says_what_it_must(described: Flask) -> None:
+    assert openapi.complaints(described) == []
 
 
 def test_every_operation_is_told_with_its_access(document: dict[str, Any]) -> None:
@@ -109,7 +120,8 @@ def test_parameters_have_descriptions_and_fitting_defaults(document: dict[str, A
                 assert problems(document, parameter["schema"], parameter["schema"]["default"]) == []
 
 
-def test_a_field_speaks_of_its_type(document: dict[str, Any]) -> None:
+def test_a_field_speaks_of_its_type(client: FlaskClient) -> None:
+    document = client.get("/openapi.json").get_json()
     parameters = {p["name"]: p["schema"] for p in document["paths"]["/l2/keys"]["get"]["parameters"]}
 
     assert parameters["page_size"] == {"type": "integer", "minimum": 1, "maximum": 5000, "default": 500}
