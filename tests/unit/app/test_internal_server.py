@@ -13,6 +13,7 @@ import pytest
 
 from tests.internal_client import ask, server
 from tests.stack import free_port
+from tests.waiting import wait_for
 
 TOKEN = {"Authorization": "Bearer admin-secret"}
 
