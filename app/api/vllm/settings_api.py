@@ -45,6 +45,7 @@ def show_settings(names: str) -> Response:
     says="`errors` names what was refused.",
 )
 @answers(400, {"error": str}, example={"error": "Request body must be a JSON object"})
+@answers(400, {"error": str, "message": str}, example={"error": "Invalid JSON body", "message": "Expecting value"})
 @refuses(400, "100 settings are changed at most at once")
 @answers(400, {"updated": dict[str, Any]}, example={"updated": {}}, says="Nothing was asked for.")
 @answers(
