@@ -76,7 +76,7 @@ class InternalAPIServer:
 
     def __init__(self, lmcache_manager: Manager) -> None:
         self._manager = lmcache_manager
-        self._config = config = lmcache_manager.internal_api
+        self.config = config = lmcache_manager.internal_api
         index = lmcache_manager.internal_api_index
         self.port = config.port_start + index
         wanted = not config.include_index_list or index in config.include_index_list
@@ -90,7 +90,7 @@ class InternalAPIServer:
     @property
     def address(self) -> str:
         """Where it listens, for people."""
-        return f"unix:{self.socket_path}" if self.socket_path else f"http://{self._config.host}:{self.port}"
+        return f"unix:{self.socket_path}" if self.socket_path else f"http://{self.config.host}:{self.port}"
 
     def start(self) -> None:
         """Answers from now on, in daemon threads. Raises OSError when the address cannot be had, ValueError for a route
@@ -98,7 +98,7 @@ class InternalAPIServer:
         with self._lock:
             if not self.enabled or self._server is not None:
                 return
-            config = self._config
+            config = self.config
             app_config = AppConfig(
                 config.host,
                 self.port,
@@ -138,7 +138,7 @@ class InternalAPIServer:
             await asyncio.to_thread(self.stop)
 
     def _make_server(self, app: Flask, listener: socket.socket) -> BoundedServer:
-        config, index = self._config, self._manager.internal_api_index
+        config, index = self.config, self._manager.internal_api_index
         log = logging.getLogger(f"{__name__}.{index}")
         log.setLevel(config.log_level)
         served: Any = _OnUnixSocket(app) if self.socket_path else app
@@ -149,7 +149,7 @@ class InternalAPIServer:
 
     def _listen(self) -> socket.socket:
         if not self.socket_path:
-            return _bound_to(self._config.host, self.port)
+            return _bound_to(self.config.host, self.port)
         os.makedirs(os.path.dirname(os.path.abspath(self.socket_path)), mode=DIRECTORY_MODE, exist_ok=True)
         _remove_stale_socket(self.socket_path)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
