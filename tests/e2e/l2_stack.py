@@ -65,8 +65,8 @@ class L2Stack:
 
 
 @contextmanager
-def start_l2_stack(directory: Path, **web_settings: object) -> Iterator[L2Stack]:
-    """The adapters of the table above, empty."""
+def start_l2_stack(directory: Path, **more: object) -> Iterator[L2Stack]:
+    """The adapters of the table above, empty. `more` settings are for the engine and the web tier."""
     with ExitStack() as parts:
         redis = parts.enter_context(start_redis("redis", directory / "redis"))
         for name in ("dax-a", "dax-fixed"):
@@ -84,6 +84,6 @@ def start_l2_stack(directory: Path, **web_settings: object) -> Iterator[L2Stack]
             {"type": "redis", "url": f"redis://:{SECRET}@127.0.0.1:1/0"},
         ]
         settings = {"l2_adapter": json.dumps(adapters), "write_back_drain_seconds": 0.1}
-        engine = parts.enter_context(EngineProcess(directory / "larder", redis.url, **settings))
-        web = parts.enter_context(WebProcess(directory / "larder", redis.url, **web_settings))
+        engine = parts.enter_context(EngineProcess(directory / "larder", redis.url, **settings, **more))
+        web = parts.enter_context(WebProcess(directory / "larder", redis.url, **more))
         yield L2Stack(directory, engine, web, redis)
