@@ -100,4 +100,6 @@ class CompactJson(JSONProvider):
         return json.loads(s, **kwargs)
 
     def response(self, *args: Any, **kwargs: Any) -> Response:
-        return Response(self.dumps(self._prepare_response_obj(args, kwargs)), mimetype="application/json")
+        text = self.dumps(self._prepare_response_obj(args, kwargs))
+        # A half of a surrogate pair, which UTF-8 cannot spell, becomes \ud800: that is JSON too.
+        return Response(text.encode(errors="backslashreplace"), mimetype="application/json")

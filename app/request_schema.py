@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
+from itertools import islice
 from typing import Any, ClassVar, TypeVar
 
 from flask import request
@@ -29,6 +30,9 @@ R = TypeVar("R")
 
 # No integer of the API needs more; int() of a megabyte of digits would be slow.
 _INTEGER = re.compile(r"\s*[+-]?[0-9]{1,19}\s*", re.ASCII)
+#: How many problems of a request are told.
+MAX_PROBLEMS = 100
+_MAX_STEP = 200
 _TRUE = frozenset({"true", "1", "yes", "on", "t", "y"})
 _FALSE = frozenset({"false", "0", "no", "off", "f", "n"})
 
@@ -235,14 +239,15 @@ def load(schema: Schema, values: Mapping[str, Any], *place: str) -> dict[str, An
     try:
         return schema.load(values)
     except ValidationError as error:
-        raise Unprocessable(list(_walk(error.messages, place))) from error
+        raise Unprocessable(list(islice(_walk(error.messages, place), MAX_PROBLEMS))) from error
 
 
 def _walk(messages: Any, loc: tuple[str | int, ...]) -> Iterator[dict[str, object]]:
     """marshmallow's nested messages as a flat list of problems."""
     if isinstance(messages, dict):
         for step, inner in messages.items():
-            yield from _walk(inner, loc if step == "_schema" else (*loc, step))
+            short = step[:_MAX_STEP] if isinstance(step, str) else step
+            yield from _walk(inner, loc if step == "_schema" else (*loc, short))
         return
     for message in messages:
         yield _problem(getattr(message, "type", "value_error"), loc, str(message))

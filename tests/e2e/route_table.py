@@ -3,7 +3,7 @@
 import http.client
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from app import close_app, create_app
@@ -27,6 +27,9 @@ class Request:
     content_type: str
     level: Level
     shape: ErrorShape
+    #: Names of the query's parameters, and the values in the path that stand for its own.
+    query: tuple[str, ...] = ()
+    in_path: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.method} {self.path}"
@@ -44,11 +47,13 @@ def all_requests() -> list[Request]:
             is_json = said.body is not None and said.body.content == "application/json"
             body = json.dumps(said.body.example).encode() if is_json and said.body else None
             content_type = "application/json" if body else ""
+            names = tuple(said.query().fields) if said.query is not None else ()
+            values = tuple(said.path[name][0] for name in _PARAMETER.findall(rule.rule))
             for method in sorted((rule.methods or set()) - {"OPTIONS"}):
-                found.append(Request(method, path, body, content_type, policy.level, policy.shape))
+                usual = Request(method, path, body, content_type, policy.level, policy.shape, names, values)
+                found.append(usual)
                 if policy.admin_with:
-                    query = f"{path}?{policy.admin_with}=x"
-                    found.append(Request(method, query, body, content_type, Level.ADMIN, policy.shape))
+                    found.append(replace(usual, path=f"{path}?{policy.admin_with}=x", level=Level.ADMIN))
         return found
     finally:
         close_app(app)

@@ -139,3 +139,17 @@ def test_refusals_have_their_status_and_fields(
     answer = post(client, "dax/add", ADD)
 
     assert (answer.status_code, answer.json) == (status, {"error": "no", **fields})
+
+
+def test_a_crowd_of_unknown_members_is_told_in_few_words(client: FlaskClient) -> None:
+    crowd = b'{"device_path":"x","' + b"a" * 100_000 + b'":1,' + b",".join(b'"%d":0' % n for n in range(9000)) + b"}"
+    half = b'{"device_path":"x","\\ud800":1}'
+
+    many, one = (
+        client.post("/reconfigure/dax/remove", data=body, content_type="application/json") for body in (crowd, half)
+    )
+
+    assert (many.status_code, one.status_code) == (422, 422)
+    assert len(many.get_json()["detail"]) == 100
+    assert len(many.data) < 20_000
+    assert [problem["loc"] for problem in one.get_json()["detail"]] == [["\ud800"]]
