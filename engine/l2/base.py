@@ -42,6 +42,8 @@ class L2Adapter(ABC):
     type_name: ClassVar[str]
     #: Whether the order of use survives a restart (else it is the order of writing).
     keeps_order_of_use: ClassVar[bool] = False
+    #: Whether nobody and nothing but this process can remove what is stored: no TTL, no other program.
+    is_ours_alone: ClassVar[bool] = False
 
     @abstractmethod
     def exists(self, key: ObjectKey) -> bool:

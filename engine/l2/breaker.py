@@ -20,13 +20,17 @@ from collections.abc import Callable
 FAULTS_TO_OPEN = 3
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
+MAX_WORDS = 300
 
 
 class Breaker:
     """Thread-safe. Ask `allow` before a call, then tell `succeeded` or `failed`; a refused call tells nothing."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, changed: Callable[[str], None] = lambda state: None
+    ) -> None:
+        """`changed` is told `open` and `closed`, under no lock, when a breaker opens first and when it closes."""
+        self._clock, self._changed = clock, changed
         self._lock = threading.Lock()
         self._faults = 0
         self._pause_s = 0.0
@@ -34,6 +38,9 @@ class Breaker:
         self._probing = False
         #: How often it opened, a failed probe not counted.
         self.times_opened = 0
+        #: What the last fault was, and when (epoch seconds); empty when there was none.
+        self.last_fault = ""
+        self.last_fault_at: float | None = None
 
     @property
     def state(self) -> str:
@@ -56,11 +63,16 @@ class Breaker:
     def succeeded(self) -> None:
         """An allowed call reached the storage, whatever it answered."""
         with self._lock:
+            closes = self._pause_s > 0
             self._faults, self._pause_s, self._probing = 0, 0.0, False
+        if closes:
+            self._changed("closed")
 
-    def failed(self) -> None:
-        """An allowed call ended in a connection fault."""
+    def failed(self, reason: str = "") -> None:
+        """An allowed call ended in a connection fault; `reason` is for people."""
         with self._lock:
+            opens = False
+            self.last_fault, self.last_fault_at = reason[:MAX_WORDS], round(time.time(), 3)
             self._faults += 1
             if self._pause_s:
                 if self._probing:
@@ -68,7 +80,10 @@ class Breaker:
                     self._open_for(min(LONGEST_PAUSE_S, self._pause_s * 2))
             elif self._faults >= FAULTS_TO_OPEN:
                 self.times_opened += 1
+                opens = True
                 self._open_for(FIRST_PAUSE_S)
+        if opens:
+            self._changed("open")
 
     def _open_for(self, pause_s: float) -> None:
         self._pause_s, self._open_until = pause_s, self._clock() + pause_s
@@ -83,4 +98,6 @@ class Breaker:
                 "faults_in_a_row": self._faults,
                 "retry_in_seconds": round(left, 3),
                 "times_opened": self.times_opened,
+                "last_fault": self.last_fault or None,
+                "last_fault_at": self.last_fault_at,
             }

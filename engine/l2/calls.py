@@ -61,22 +61,27 @@ class Calls:
         A call that may take long is never the probe that an open breaker waits for, and is not judged by its time.
         """
         if not (self._breaker.state == "closed" if may_take_long else self._breaker.allow()):
-            raise ConnectionFault("not asked: it could not be reached lately, its breaker is open")
+            why = self._breaker.last_fault or "it could not be reached"
+            raise ConnectionFault(f"not asked, its breaker is open: {why}")
         call = _Call(float("inf") if may_take_long else self._clock())
         with self._state:
             self._running.add(call)
-        failed = False
+        fault: ConnectionFault | None = None
         try:
             yield
-        except ConnectionFault:
-            failed = True
+        except ConnectionFault as error:
+            fault = error
             raise
         finally:
             with self._state:
                 self._running.discard(call)
                 judged = call.judged
-            if not judged:
-                (self._breaker.failed if failed else self._breaker.succeeded)()
+            if judged:
+                pass
+            elif fault is not None:
+                self._breaker.failed(str(fault))
+            else:
+                self._breaker.succeeded()
 
     def judge_stalled(self) -> int:
         """Counts calls that have run for too long against the adapter, each once; returns how many. Ask often."""
@@ -86,7 +91,7 @@ class Calls:
             for call in stalled:
                 call.judged = True
         for _ in stalled:
-            self._breaker.failed()
+            self._breaker.failed(f"a call has not ended for {STALL_S:.0f} s")
         return len(stalled)
 
     @contextmanager

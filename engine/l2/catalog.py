@@ -51,6 +51,8 @@ class Catalog:
         self._bytes_by_salt: dict[str, int] = {}
         self._changed_salts: set[str] = set()
         self._deleted_during_scan: set[ObjectKey] | None = set()
+        #: What was written and deleted while a later scan compares; None while none does.
+        self._changed_during_rescan: set[ObjectKey] | None = None
         self._lock = threading.Lock()
         self.bytes_used = 0
         #: Objects the scan has found so far.
@@ -102,6 +104,8 @@ class Catalog:
         with self._lock:
             if self._deleted_during_scan is not None:
                 self._deleted_during_scan.discard(key)
+            if self._changed_during_rescan is not None:
+                self._changed_during_rescan.add(key)
             self._remove(key, evicted=False)
             self._add(key, size)
             if form is not None:
@@ -112,6 +116,8 @@ class Catalog:
         with self._lock:
             if self._deleted_during_scan is not None:
                 self._deleted_during_scan.add(key)
+            if self._changed_during_rescan is not None:
+                self._changed_during_rescan.add(key)
             return self._remove(key, evicted=evicted)
 
     def used(self, key: ObjectKey) -> None:
@@ -158,6 +164,37 @@ class Catalog:
         self._merge(stored)
         with self._lock:
             self._deleted_during_scan = None
+
+    def compare(self, found: Iterable[Stored]) -> tuple[int, int]:
+        """Forgets what the storage has lost and takes in what others put there; (objects lost, objects new).
+
+        For a complete catalog, one comparison at a time. What changes meanwhile is left to those who change it. What
+        the iterable raises leaves everything as it is.
+        """
+        with self._lock:
+            known = list(self._sizes)
+            changed = self._changed_during_rescan = set()
+        try:
+            stored = {item.key: item for item in found}
+            lost = [key for key in known if key not in stored]
+            new = sorted(
+                (item for item in stored.values() if item.key not in self._sizes), key=lambda item: item.used_at
+            )
+            number_lost = number_new = 0
+            for start in range(0, len(lost), SLICE):
+                with self._lock:
+                    for key in lost[start : start + SLICE]:
+                        number_lost += key not in changed and self._remove(key, evicted=False)
+            for start in range(0, len(new), SLICE):
+                with self._lock:
+                    for item in new[start : start + SLICE]:
+                        if item.key not in changed and item.key not in self._sizes:
+                            self._add(item.key, item.size)
+                            number_new += 1
+            return number_lost, number_new
+        finally:
+            with self._lock:
+                self._changed_during_rescan = None
 
     def _merge(self, stored: list[Stored]) -> None:
         stored.sort(key=lambda item: item.used_at)

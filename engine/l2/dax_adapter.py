@@ -55,6 +55,7 @@ class DaxAdapter(L2Adapter):
     """The store has the tables and the lock; the changes keep themselves apart."""
 
     type_name: ClassVar[str] = "dax"
+    is_ours_alone: ClassVar[bool] = True
     config_class = DaxConfig
     #: What `reconfigure` takes, and `status`.
     supported_operations: ClassVar[tuple[str, ...]] = ("status", "add", "remove", "resize")

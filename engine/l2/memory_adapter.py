@@ -21,6 +21,7 @@ class MemoryAdapter(L2Adapter):
     """Keeps copies. The lock makes a write and its accounting one step."""
 
     type_name: ClassVar[str] = "memory"
+    is_ours_alone: ClassVar[bool] = True
     config_class = MemoryConfig
 
     def __init__(self, config: MemoryConfig) -> None:

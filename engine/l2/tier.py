@@ -29,6 +29,7 @@ from engine.l2.registry import open_adapter
 from engine.l2.serde.codec import Codec, Undecodable, stored_fingerprint
 from engine.l2.serde.registry import open_codecs
 from engine.l2.spec import TierSpec
+from engine.l2.tier_report import describe_tier, tier_gauges
 from engine.object_key import ObjectKey, key_to_json
 
 logger = logging.getLogger(__name__)
@@ -74,10 +75,12 @@ class Tier:
         self.index, self.spec = index, spec
         self.type_name, self.catalog, self.counters = spec.type_name, catalog, counters
         self.label = f"{index}-{spec.type_name}"
-        self.breaker = Breaker()
+        self.breaker = Breaker(changed=self._breaker_changed)
         self.calls = Calls(self.breaker)
         self.on_deleted: Callable[[Tier, ObjectKey], None] = _nobody_listens
         self.bypassed = False  # by operators: neither asked nor written; what it holds can be listed and deleted
+        #: Objects that were known and turned out to be gone; each is a reason to compare the catalog with the storage.
+        self.ghosts_met = 0
         #: Why the last scan failed; empty when it did not.
         self.scan_error = ""
         self._own_facts: dict[str, object] = {}
@@ -185,7 +188,7 @@ class Tier:
             if stored_bytes is None:
                 # What was written meanwhile is there all the same.
                 if not reading.stale:
-                    self.catalog.remove(key)
+                    self.ghosts_met += self.catalog.remove(key)
                 return Loaded(Outcome.MISS)
             verdict = verify(header, data, stored_bytes, key, self._stored_fingerprint(fingerprint))
             if verdict is Verdict.GOOD and self.codec is not None:
@@ -310,6 +313,11 @@ class Tier:
         with self._counted.call("scan", may_take_long=True):
             self.catalog.take_scan(self._noticed(self.adapter.scan()))
 
+    def compare_catalog(self) -> tuple[int, int]:
+        """Has the catalog forget what the storage has lost; (objects lost, objects new). Raises OSError."""
+        with self._counted.call("scan", may_take_long=True):
+            return self.catalog.compare(self._noticed(self.adapter.scan()))
+
     def _noticed(self, found: Iterator[Stored]) -> Iterator[Stored]:
         """A scan may take minutes; its first object shows already that the storage can be reached."""
         for number, stored in enumerate(found):
@@ -351,47 +359,25 @@ class Tier:
             stored = self._fingerprints[fingerprint] = stored_fingerprint(fingerprint, self.codec)
         return stored
 
+    def _breaker_changed(self, state: str) -> None:
+        if state == "open":
+            logger.warning(
+                "L2 adapter %s is away, it is tried again by itself: %s", self.label, self.breaker.last_fault
+            )
+        else:
+            logger.info("L2 adapter %s answers again", self.label)
+
     def is_healthy(self) -> bool:
         """Whether the storage can be reached and its catalog is known, or about to be."""
         return self.breaker.state == "closed" and not self.scan_error
 
     def gauges(self) -> dict[str, float]:
-        """Its values of the gauges in metrics.py, but for those of the write-back."""
-        breaker = self.breaker.describe()
-        return {
-            "bytes": self.catalog.bytes_used,
-            "objects": len(self.catalog),
-            "capacity_bytes": self._capacity_bytes or 0,
-            "breaker_state": ("closed", "half_open", "open").index(str(breaker["state"])),
-            "breaker_opened": self.breaker.times_opened,
-            "catalog_complete": self.catalog.complete,
-            "catalog_scanned": self.catalog.scanned,
-            "running_calls": len(self.calls),
-        }
+        """See tier_report.py."""
+        return tier_gauges(self)
 
     def describe(self) -> dict[str, object]:
-        """Its entry in GET /status. The storage itself is not asked; what it said last counts."""
-        catalog, eviction = self.catalog, self.spec.eviction
-        return {
-            "is_healthy": self.is_healthy(),
-            "type": type(self.adapter).__name__,
-            "type_name": self.type_name,
-            "adapter_index": self.index,
-            "primary": self.index == 0,
-            "shared": self.spec.shared,
-            "bypassed": self.bypassed,
-            "serde": [str(step.get("type")) for step in self.spec.serde],
-            "eviction_policy": eviction.eviction_policy,
-            "keeps_order_of_use": self.adapter.keeps_order_of_use,
-            "stored_object_count": len(catalog),
-            "current_size_bytes": catalog.bytes_used,
-            "max_capacity_bytes": self._capacity_bytes,
-            "catalog": {"complete": catalog.complete, "scanned": catalog.scanned, "error": self.scan_error or None},
-            "breaker": self.breaker.describe(),
-            "running_calls": len(self.calls),
-            "quarantined": list(self._quarantine),
-            **self._own_facts,
-        }
+        """See tier_report.py."""
+        return describe_tier(self, self._own_facts, list(self._quarantine))
 
 
 def _room(nbytes: int) -> memoryview:

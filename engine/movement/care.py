@@ -1,7 +1,9 @@
 """What a tier needs done to it now and then, in a thread of its own: a storage that hangs holds up nobody else.
 
 The catalog is read from the storage at start, and again after a failure until it is complete; then the storage is
-asked about itself, for people and for eviction. A breaker whose pause is over waits for the next call to probe the
+asked about itself, for people and for eviction. Where others can remove what is stored (a TTL, a life cycle rule, a
+restart without its data, rm), the catalog is compared with the storage now and then, after an outage, and when an
+object that was known turned out to be gone. A breaker whose pause is over waits for the next call to probe the
 storage; where none comes, the probe is made here, so that a server without traffic gets healthy again.
 """
 
@@ -16,6 +18,9 @@ logger = logging.getLogger(__name__)
 
 INTERVAL_S = 2.0
 LONGEST_PAUSE_S = 60.0
+#: Between two comparisons of the catalog: the longest, and the shortest unless there was an outage.
+COMPARE_EVERY_S = 3600.0
+COMPARE_GAP_S = 30.0
 
 
 class TierCare:
@@ -26,6 +31,10 @@ class TierCare:
         self._pause_s, self._scan_at = INTERVAL_S, 0.0
         self._thread: PeriodicThread | None = None
         self._waits_for_probe = False
+        ttl_s = tier.spec.fields.get("ttl_seconds") or 0
+        self._compare_every_s = max(COMPARE_GAP_S, min(COMPARE_EVERY_S, ttl_s / 2)) if ttl_s else COMPARE_EVERY_S
+        self._compared_at = time.monotonic()
+        self._outages_seen = self._ghosts_seen = 0
 
     def start(self) -> None:
         """Begins with the scan, at once."""
@@ -48,6 +57,8 @@ class TierCare:
                 said = f"{settled} writes without an answer were undone"
             if not tier.catalog.complete and now >= self._scan_at:
                 said = self._scan()
+            elif tier.catalog.complete and not tier.adapter.is_ours_alone and self._should_compare(now):
+                said = self._compare()
         except OSError as error:
             return f"{type(error).__name__}: {error}"
         return said
@@ -58,8 +69,28 @@ class TierCare:
         if waited and self._waits_for_probe:
             self._tier.probe()
 
+    def _should_compare(self, now: float) -> bool:
+        tier, since = self._tier, now - self._compared_at
+        if tier.breaker.state != "closed":
+            return False
+        had_outage, met_ghosts = tier.breaker.times_opened > self._outages_seen, tier.ghosts_met > self._ghosts_seen
+        return had_outage or since > self._compare_every_s or (met_ghosts and since > COMPARE_GAP_S)
+
+    def _compare(self) -> str:
+        """Raises OSError; then it is tried again at the next turn."""
+        tier = self._tier
+        outages, ghosts = tier.breaker.times_opened, tier.ghosts_met
+        lost, new = tier.compare_catalog()
+        self._outages_seen, self._ghosts_seen, self._compared_at = outages, ghosts, time.monotonic()
+        said = f"{lost} objects are gone from the storage, {new} were put there by others"
+        if lost or new:
+            logger.info("L2 adapter %s: %s", tier.label, said)
+        return said
+
     def _scan(self) -> str:
         tier, started = self._tier, time.monotonic()
+        if tier.breaker.state != "closed":
+            return "the catalog is incomplete, and the storage is away"
         try:
             tier.take_scan()
         except OSError as error:

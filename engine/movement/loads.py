@@ -97,13 +97,14 @@ class _Queue:
                 return None
             return (self.demand or self.warm).popleft()
 
-    def empty(self, *, close: bool = False) -> list[Load]:
-        """Takes out all that waits; with `close` nothing is taken in any more."""
+    def empty(self, *, warm: bool = True, close: bool = False) -> list[Load]:
+        """Takes out what waits, the warm ones too or not; with `close` nothing is taken in any more."""
         with self.changed:
             self.closed |= close
-            left = [*self.demand, *self.warm]
+            left = [*self.demand, *(self.warm if warm else ())]
             self.demand.clear()
-            self.warm.clear()
+            if warm:
+                self.warm.clear()
             self.changed.notify_all()
             return left
 
@@ -112,7 +113,8 @@ class Loader:
     """Thread-safe. `start` and `stop` are called once each."""
 
     def __init__(self, tiers: Sequence[Tier], l1: L1Cache, segment: SharedSegment, patience_s: float) -> None:
-        """A tier all of whose threads have been busy with one object each for `patience_s` is not asked for more."""
+        """A tier all of whose threads have been busy with one object each for `patience_s` is not asked for more that
+        somebody waits for; what is only to be warm has the patience of OVER_AFTER_S."""
         self._tiers, self._l1, self._segment, self._patience_s = tuple(tiers), l1, segment, patience_s
         self._loads: dict[ObjectKey, Load] = {}
         self._lock = threading.Lock()
@@ -139,18 +141,23 @@ class Loader:
 
     # ---- for those who want objects
 
-    def may_find(self, keys: Sequence[ObjectKey], layouts: Sequence[ObjectLayout]) -> list[bool]:
+    def may_find(self, keys: Sequence[ObjectKey], layouts: Sequence[ObjectLayout], *, demand: bool) -> list[bool]:
         """For each key, whether some tier may have it in one of `layouts` and can be asked now."""
         fingerprints = [layout.fingerprint for layout in layouts]
-        tiers = [tier for tier in self._tiers if self._can_ask(tier)]
+        tiers = [tier for tier in self._tiers if self._can_ask(tier, demand=demand)]
         return [any(tier.may_have(key, fingerprints) for tier in tiers) for key in keys]
 
-    def _can_ask(self, tier: Tier) -> bool:
+    def may_exist(self, key: ObjectKey, layouts: Sequence[ObjectLayout]) -> bool:
+        """Whether some tier may have `key`, whether it can be asked now or not."""
+        fingerprints = [layout.fingerprint for layout in layouts]
+        return any(tier.may_have(key, fingerprints) for tier in self._tiers)
+
+    def _can_ask(self, tier: Tier, *, demand: bool) -> bool:
         """Not while it is bypassed or its breaker open, nor while all its threads hang, whatever the breaker thinks."""
         if tier.closed_because:
             return False
         running = list(self._running[tier.index])
-        before = time.monotonic() - self._patience_s
+        before = time.monotonic() - (self._patience_s if demand else max(self._patience_s, OVER_AFTER_S))
         return len(running) < THREADS or any(load.started > before for load in running)
 
     def rescue(self) -> None:
@@ -161,8 +168,8 @@ class Loader:
         """
         now = time.monotonic()
         for tier in self._tiers:
-            if not self._can_ask(tier):
-                for load in self._queues[tier.index].empty():
+            if not self._can_ask(tier, demand=True):
+                for load in self._queues[tier.index].empty(warm=not self._can_ask(tier, demand=False)):
                     self._pass_on(tier, load)
             for load in list(self._running[tier.index]):
                 if load.started < now - OVER_AFTER_S:
@@ -211,7 +218,9 @@ class Loader:
                 self._queues[load.tiers[0].index].put(load, demand=True)
                 return load
             fingerprints = [layout.fingerprint for layout in layouts]
-            tiers = [tier for tier in self._tiers if tier.may_have(key, fingerprints) and self._can_ask(tier)]
+            tiers = [
+                tier for tier in self._tiers if tier.may_have(key, fingerprints) and self._can_ask(tier, demand=demand)
+            ]
             load = Load(key, layouts, tiers)
             if not load.tiers:
                 return None

@@ -97,7 +97,7 @@ class DemandLookup:
             self._pins += [pin for pin in pins if pin is not None]
             in_l1 = dict(zip(keys, (pin is not None for pin in pins), strict=True))
             absent = [key for key in keys if not in_l1[key]]
-            in_l2 = dict(zip(absent, self._loader.may_find(absent, self._wanted.layouts), strict=True))
+            in_l2 = dict(zip(absent, self._loader.may_find(absent, self._wanted.layouts, demand=True), strict=True))
             for row in batch:
                 found = all(in_l1[key] or in_l2[key] for key in row)
                 if not found:

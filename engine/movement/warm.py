@@ -104,7 +104,7 @@ class WarmJob:
             with self._lock:
                 if load is None:
                     del self._asked[key]
-                    self._missing += 1
+                    self._count_not_asked(key)
                 elif key in self._asked:
                     self._asked[key] = load
         self._end_if_complete()
@@ -114,9 +114,9 @@ class WarmJob:
         jobs = self._jobs
         if jobs.is_resident(key, self._layouts):
             self._resident += 1
-        elif not jobs.loader.may_find([key], self._layouts)[0]:
-            self._missing += 1
-        elif jobs.is_over_quota(key.cache_salt, self._layouts[0].object_bytes):
+        elif not jobs.loader.may_find([key], self._layouts, demand=False)[0]:
+            self._count_not_asked(key)
+        elif jobs.is_over_quota(key.cache_salt, (len(self._asked) + 1) * self._layouts[0].object_bytes):
             self._over_quota += 1
         elif (self._found + len(self._asked)) * self._layouts[0].object_bytes >= self._room_bytes:
             self._failed += 1
@@ -124,6 +124,13 @@ class WarmJob:
         else:
             return True
         return False
+
+    def _count_not_asked(self, key: ObjectKey) -> None:
+        """No storage has it, or the one that may have it is away."""
+        if self._jobs.loader.may_exist(key, self._layouts):
+            self._failed += 1
+        else:
+            self._missing += 1
 
     def _on_load(self, load: Load) -> None:
         with self._lock:
