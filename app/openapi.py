@@ -264,7 +264,7 @@ def _form_of(answer: Answer, shape: ErrorShape, components: Components) -> tuple
 
 def _examples_of(answer: Answer, shape: ErrorShape) -> list[Example]:
     if answer.body is not None:
-        return [{"value": answer.example}]
+        return [{"summary": answer.says, "value": answer.example} if answer.says else {"value": answer.example}]
     reasons = [answer.example] if answer.example is not None else [shape.engine_away, REDIS_AWAY]
     return [
         {"summary": reason, "value": shape.body(reason, answer.status) if shape.field else reason} for reason in reasons
@@ -293,8 +293,10 @@ def _request_body(body: Body, components: Components) -> dict[str, Any]:
 
 
 def _own_type(self: OpenAPIConverter, field: Field, ret: dict[str, Any]) -> dict[str, Any]:
-    """The type that a field of ours declares of itself; apispec knows only marshmallow's."""
+    """The type that a field of ours declares of itself; apispec knows only marshmallow's, and takes a range of what it
+    does not know for one of its own invention."""
     own: dict[str, Any] = dict(getattr(field, "json_schema", {}))
+    own |= {name: ret.pop(f"x-{name}") for name in ("minimum", "maximum") if f"x-{name}" in ret}
     if field.allow_none and isinstance(own.get("type"), str):
         own["type"] = [own["type"], "null"]
     return own

@@ -126,6 +126,8 @@ def test_a_field_speaks_of_its_type(client: FlaskClient) -> None:
 
     assert parameters["page_size"] == {"type": "integer", "minimum": 1, "maximum": 5000, "default": 500}
     assert parameters["adapter"] == {"type": "string"}
+    (limit,) = document["paths"]["/jobs/prefetch"]["get"]["parameters"]
+    assert limit["schema"] == {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}
     body = document["components"]["schemas"]["PrefetchBody"]
     assert body["required"] == ["model_name", "token_ids", "world_size"]
     assert body["properties"]["token_ids"]["items"]["maximum"] == 2**32 - 1
