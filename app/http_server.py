@@ -19,6 +19,7 @@ import time
 from typing import Any
 
 from cheroot import wsgi
+from cheroot.connections import ConnectionManager
 from cheroot.makefile import StreamReader, StreamWriter
 from cheroot.server import HTTPConnection
 
@@ -35,6 +36,8 @@ HURRIED_S = 0.2
 WRITE_S = 20.0
 #: How often a reader looks whether others wait.
 SLICE_S = 0.05
+#: A connection that is gone again before it is accepted holds up nobody for longer.
+ACCEPT_S = 1.0
 STOP_TIMEOUT_S = 5.0
 
 
@@ -95,16 +98,19 @@ class BoundedServer(wsgi.Server):
         self._is_ready.set()
         self.serve()
 
-    def bind(self, family: int, type: int, proto: int = 0) -> socket.socket:
-        # Accepted connections inherit it. Head and body go out in two pieces, and the second would wait for the
-        # acknowledgement of the first, which a client delays by 40 ms.
-        self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    def prepare(self) -> None:
+        """What cheroot does, but for the socket: it would take one that systemd gave to the whole process."""
+        self._interrupt = None
         self.socket = self._listener
-        return self._listener
-
-    def bind_unix_socket(self, bind_addr: str) -> socket.socket:
-        self.socket = self._listener
-        return self._listener
+        self.socket.settimeout(ACCEPT_S)
+        if self.socket.family != socket.AF_UNIX:
+            # Accepted connections inherit it. Head and body go out in two pieces, and the second would wait for the
+            # acknowledgement of the first, which a client delays by 40 ms.
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._connections = ConnectionManager(self)
+        self.requests.start()
+        self.ready = True
+        self._start_time = time.time()
 
     def error_log(self, msg: str = "", level: int = logging.INFO, traceback: bool = False) -> None:
         self._log.log(level, "%s", msg, exc_info=traceback)

@@ -10,6 +10,7 @@ L1 is where every object passes through, so it can neither be bypassed nor, with
 
 import dataclasses
 import logging
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,6 +45,7 @@ class Steering:
     ) -> None:
         self.config, self.switches = config, switches
         self._housekeeping, self._l1, self._l2 = housekeeping, l1, l2
+        self._lock = threading.Lock()
 
     # ---- settings
 
@@ -53,10 +55,11 @@ class Steering:
             raise BadRequest(f"{', '.join(fixed)} cannot be changed while the engine runs")
         if values.get("l2_store_policy") == "skip_l1":
             self._need_l2()
-        self.config = config = dataclasses.replace(self.config, **values)
-        self._l1.follow(write_ttl_s=config.l1_write_ttl_seconds, read_ttl_s=config.l1_read_ttl_seconds)
-        self._l2.follow(config)
-        self._housekeeping.follow(config)
+        with self._lock:
+            self.config = config = dataclasses.replace(self.config, **values)
+            self._l1.follow(write_ttl_s=config.l1_write_ttl_seconds, read_ttl_s=config.l1_read_ttl_seconds)
+            self._l2.follow(config)
+            self._housekeeping.follow(config)
         logger.info("settings changed: %s", ", ".join(f"{name}={value}" for name, value in values.items()))
 
     # ---- switches

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import socket
 import stat
 import threading
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.internal_client import ask, server
+from app.internal_server import InternalAPIServer
+from tests.internal_client import Manager, Side, ask, server
 from tests.stack import free_port
 from tests.waiting import wait_for
 
@@ -291,3 +293,42 @@ def test_requests_are_logged_where_the_level_lets_them(caplog: pytest.LogCapture
     assert lines_of(1, log_level="INFO") == ["unix GET '/version\\nforged' 404 NOT FOUND"]
     assert lines_of(2, log_level="WARNING") == []
     assert lines_of(3, log_level="INFO", access_log=False) == []
+
+
+# ---- its end
+
+
+class Hanging(Side):
+    """A process whose settings can be seen once the gate is open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered, self.gate = threading.Event(), threading.Event()
+
+    def snapshot(self, name: str) -> object:
+        self.entered.set()
+        self.gate.wait(30)
+        return {}
+
+
+def test_an_answer_that_takes_too_long_does_not_hold_up_the_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.http_server.STOP_TIMEOUT_S", 0.5)
+    number, side = free_port(), Hanging()
+    one = InternalAPIServer(Manager(server(port_start=number).config, side=side))
+    one.start()
+    with socket.create_connection(("127.0.0.1", number), timeout=20) as caller:
+        caller.sendall(b"GET /conf HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert side.entered.wait(10)
+        began = time.monotonic()
+        one.stop()
+        assert time.monotonic() - began < 10
+        side.gate.set()
+
+
+def test_a_socket_that_systemd_gave_to_the_process_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+    number = free_port()
+    one = server(port_start=number)
+    one.start()
+    assert ask(number, "GET", "/conf").status == 200
+    one.stop()
