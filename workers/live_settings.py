@@ -16,6 +16,8 @@ LOG_LEVEL = "log_level"
 UNKNOWN = "Unknown config"
 FIXED = "Config is not mutable at runtime"
 FAILED = "Failed to set config value"
+#: A refusal repeats the value that was given.
+MAX_REASON_CHARACTERS = 300
 
 
 class LiveSettings:
@@ -39,7 +41,7 @@ class LiveSettings:
             try:
                 updated[name] = self._change_one(name, given)
             except (SettingError, BadRequest) as error:
-                errors[name] = f"{FAILED}: {error}"
+                errors[name] = f"{FAILED}: {str(error)[:MAX_REASON_CHARACTERS]}"
             except LookupError as error:
                 errors[name] = str(error.args[0])
         return {"updated": updated, "errors": errors}
