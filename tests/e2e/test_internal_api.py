@@ -43,6 +43,12 @@ class Alone:
         return answer.json()
 
 
+def fill(kv: SharedKV) -> None:
+    """Here, so that nobody keeps one of the arrays."""
+    for number, layer in enumerate(kv.layers):
+        layer[:] = np.random.default_rng(number).random(SHAPE)
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Alone]:
     directory = tmp_path_factory.mktemp("alone")
@@ -52,6 +58,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Alone]:
         "internal_api_server_socket_path_prefix": prefix,
         "chunk_size": CHUNK,
         "l2_adapter": '{"type": "memory"}',
+        "run_script_enabled": "true",
+        "script_allowed_imports": "math",
     }
     redis = start_redis("redis", directory).start()
     try:
@@ -62,8 +70,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Alone]:
             shapes = [SHAPE] * LAYERS
             with SharedKV(shapes) as kv, LarderClient(f"tcp://127.0.0.1:{engine.port}", "model") as client:
                 client.register_shared(kv)
-                for number, layer in enumerate(kv.layers):
-                    layer[:] = np.random.default_rng(number).random(SHAPE)
+                fill(kv)
                 yield Alone(engine, kv, client)
     finally:
         redis.kill()
@@ -100,10 +107,17 @@ def test_common_routes_are_those_of_the_web_tier(alone: Alone) -> None:
     assert {"l1-eviction", "command-loop", "heartbeat"} <= names
     assert alone.ask("GET", "/periodic-threads/l1-eviction").json()["name"] == "l1-eviction"
     assert alone.ask("GET", "/periodic-threads-health").json()["healthy"] in (True, False)
-    assert alone.ask("POST", "/run_script", 404).body.startswith(b"run_script is switched off")
+    assert alone.ask("POST", "/run_script", 400).body == b"No script file provided"
     assert alone.ask("POST", "/metrics/reset", 503).body.startswith(b"Redis does not answer")
     for path in ("/", "/healthcheck", "/status", "/quota"):
         assert alone.ask("GET", path, 404).json() == {"detail": "Not Found"}
+
+
+def test_a_script_sees_the_engine(alone: Alone) -> None:
+    source = b"import math\nresult = math.floor(app.state.engine.chunk_size)"
+    form = b'--x\r\nContent-Disposition: form-data; name="script"; filename="s.py"\r\n\r\n%s\r\n--x--\r\n' % source
+    answer = ask(alone.socket, "POST", "/run_script", form, headers={"Content-Type": "multipart/form-data; boundary=x"})
+    assert (answer.status, answer.body) == (200, str(CHUNK).encode())
 
 
 def test_settings_are_shown_as_text(alone: Alone) -> None:

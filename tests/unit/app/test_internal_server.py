@@ -277,6 +277,11 @@ def test_only_its_own_paths_are_there(port: int, path: str) -> None:
     assert answer.status in (400, 404), answer.body
 
 
+def test_scripts_are_off_unless_they_are_switched_on(port: int) -> None:
+    answer = ask(port, "POST", "/run_script")
+    assert (answer.status, answer.body[:26]) == (404, b"run_script is switched off")
+
+
 # ---- its log
 
 

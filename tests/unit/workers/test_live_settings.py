@@ -51,14 +51,13 @@ def test_what_is_changed_is_shown(live: LiveSettings, name: str, given: object, 
 
 
 @pytest.mark.parametrize("name", [*CHANGEABLE, "log_level"])
-@pytest.mark.parametrize(
-    "given", [None, [], {}, -1, "", "much", float("nan"), float("inf"), 1e400, True, "x" * 100_000]
-)
+@pytest.mark.parametrize("given", [None, [], {}, -1, "", "much", float("nan"), float("inf"), True, "x" * 100_000])
 def test_what_the_start_would_refuse_changes_nothing(live: LiveSettings, name: str, given: object) -> None:
     before = live.shown()
     reply = live.change({name: given})
     assert reply["updated"] == {}
     assert reply["errors"][name].startswith(FAILED)
+    assert len(reply["errors"][name]) < 400
     assert live.shown() == before
 
 
