@@ -20,6 +20,14 @@ NEEDS_REDIS = [
     ("POST", "/clear-cache", None, "reason"),
     ("GET", "/kvcache/check?block_ids=0&chunk_size=1", None, "error"),
     ("POST", "/cache/checksums", {"block_ids": [0], "chunk_size": 1}, "detail"),
+    ("GET", "/config", None, "error"),
+    ("GET", "/config/adapters", None, "detail"),
+    ("POST", "/cache/clear", None, "detail"),
+    ("GET", "/cache/objects", None, "detail"),
+    ("DELETE", "/cache/objects", {"keys": [], "tier": "all"}, "detail"),
+    ("POST", "/cache/prefetches", {"model_name": "m", "world_size": 1, "token_ids": []}, "detail"),
+    ("GET", "/reconfigure/dax/l2/status", None, "error"),
+    ("POST", "/reconfigure/dax/l2/add", {"device_path": "/x", "size": 1}, "error"),
 ]
 
 
