@@ -1,4 +1,4 @@
-"""A conversation is stored, everything is killed, everything starts again: what was written back is there, unchanged."""
+"""A conversation is stored, everything is killed and starts again: what was written back is there, unchanged."""
 
 import json
 import os
