@@ -37,6 +37,15 @@ def mask_secrets(value: Any) -> Any:
     return mask_password(value) if isinstance(value, str) else value
 
 
+def mask_urls(value: Any) -> Any:
+    """The same JSON value with the secrets in its URLs replaced by `***`, whatever names they stand under."""
+    if isinstance(value, dict):
+        return {mask_urls(name): mask_urls(member) for name, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [mask_urls(member) for member in value]
+    return mask_password(value) if isinstance(value, str) else value
+
+
 def _mask_member(name: str, member: Any) -> Any:
     if isinstance(member, str) and member and is_secret_name(name):
         return MASK

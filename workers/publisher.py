@@ -14,6 +14,7 @@ import redis
 
 from contract import snapshots
 from contract.keys import Keys
+from contract.masking import mask_urls
 from contract.redis_client import describe, redis_time_s
 from engine.periodic import PeriodicThreads, RunRecord
 from workers.outage import Outage
@@ -117,5 +118,5 @@ class Publisher:
     def _publish(self) -> None:
         taken_at = redis_time_s(self._client)
         self._tenants.write(self._client)
-        bodies = {name: source() for name, source in self._sources.items()}
+        bodies = {name: mask_urls(source()) for name, source in self._sources.items()}
         snapshots.publish_all(self._client, self._keys, bodies, self._boot_id, taken_at=taken_at)

@@ -49,6 +49,7 @@ _STATUS = re.compile(r"non-2xx status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 _MESSAGE = re.compile(r"<Message>([^<]+)</Message>")
 _CAUSE = re.compile(r"(?:kind: |InvalidCertificate\(\s*)(?!Request|Other|Custom)(\w+)")
+_USER_INFO = re.compile(r"//[^/\s]*@")
 _FULL_CODES = frozenset({"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"})
 
 
@@ -311,7 +312,7 @@ def _is_from_the_wire(text: str) -> bool:
 
 def _words(error: Exception) -> str:
     """On one line what S3 answered, else what the library says: without its dump, but with the causes in it."""
-    text = str(error)
+    text = _USER_INFO.sub("//", str(error))
     status, code, message = (found.search(text) for found in (_STATUS, _CODE, _MESSAGE))
     if status:
         return " ".join(part[1] for part in (status, code, message) if part)[:MAX_WORDS]

@@ -309,6 +309,16 @@ def test_a_storage_that_cannot_be_reached_does_not_stop_the_start(caplog: pytest
         adapter.exists(KEY)
 
 
+def test_a_password_in_the_endpoint_is_in_no_words(caplog: pytest.LogCaptureFixture) -> None:
+    endpoint = "http://usr:hush@127.0.0.1:1"
+    with closing(S3Adapter(config_for(endpoint))) as adapter, pytest.raises(ConnectionFault) as fault:
+        adapter.exists(KEY)
+
+    assert "127.0.0.1:1" in str(fault.value)
+    assert "hush" not in str(fault.value) + caplog.text
+    assert "usr" not in str(fault.value) + caplog.text
+
+
 def test_a_storage_that_comes_back_is_used_again(tmp_path: Path) -> None:
     server = Rclone(tmp_path / "rclone")
     with server:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from contract.masking import is_secret_name, mask_query, mask_secrets
+from contract.masking import is_secret_name, mask_query, mask_secrets, mask_urls
 
 
 @pytest.mark.parametrize(
@@ -76,3 +76,13 @@ def test_adapters_are_shown_without_their_secrets() -> None:
         {"type": "redis", "url": "rediss://u:***@h:1/0?password=***", "serde": [{"type": "aesgcm", "key_file": "/k"}]},
         {"type": "fault", "inner": {"type": "redis", "host": "h", "password": "***"}},
     ]
+
+
+def test_only_urls_are_masked_where_names_say_nothing() -> None:
+    body = {"tokens": "17", "error": ["at http://u:hush@h:1/b?sig=hush", ("x", None)], "http://u:hush@h/": 1.5}
+
+    assert mask_urls(body) == {
+        "tokens": "17",
+        "error": ["at http://u:***@h:1/b?sig=***", ["x", None]],
+        "http://u:***@h/": 1.5,
+    }

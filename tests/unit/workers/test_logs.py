@@ -1,0 +1,33 @@
+"""What our processes write to their logs."""
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from workers.logs import set_up_logging
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def test_passwords_in_urls_reach_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_logging("engine", "INFO")
+    logger = logging.getLogger("some.storage")
+
+    logger.info("asking %s", "http://usr:hush@127.0.0.1:9000/b")
+    try:
+        raise OSError("no answer from redis://:hush@h:1/0")
+    except OSError:
+        logger.exception("failed")
+
+    lines = capsys.readouterr().err
+    assert "engine: asking http://usr:***@127.0.0.1:9000/b" in lines
+    assert "redis://:***@h:1/0" in lines
+    assert "hush" not in lines
