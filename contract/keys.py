@@ -11,7 +11,7 @@ larder:{I}:reply:ID           list    engine            one JSON reply          
 larder:{I}:dead               stream  engine            commands given up on, with the reason       the newest 1000
 larder:{I}:snapshot:NAME      hash    engine            body (JSON), number, taken_at, boot_id      stays, overwritten
 larder:{I}:quota              hash    engine            salt -> limit in bytes, the authority       for ever
-larder:{I}:quota:epoch        string  engine            names the life of the quota hash            for ever
+larder:{I}:quota:epoch        string  engine            EPOCH:GENERATION, life and changes of it    for ever
 larder:{I}:usage              hash    engine            salt -> {"l1_bytes": n, "l2_bytes": m}      the engine's boot
 larder:{I}:prefetch           zset    web, then engine  ids of prefetch jobs by time of submission  the newest 10000
 larder:{I}:prefetch:ID        hash    web, then engine  the record of a prefetch job                1 h from its end

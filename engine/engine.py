@@ -106,7 +106,7 @@ class Engine:
         self.tenants = tenants
         # Quotas and usage; see tenants.py.
         self.load_quotas, self.review_quota_epoch = tenants.load, tenants.review_epoch
-        self.keep_quota_epoch = tenants.keep_epoch
+        self.advance_quota_epoch, self.keep_quota_epoch = tenants.advance_epoch, tenants.keep_epoch
         self.set_quota, self.delete_quota, self.quotas = tenants.set_quota, tenants.delete_quota, tenants.quotas
         self.usage_by_salt, self.changed_usage = tenants.usage_by_salt, tenants.changed_usage
         # The verbs about a request's prefix; see movement/prefixes.py.

@@ -1,17 +1,21 @@
 """Whether the quotas in Redis are those under which L2 was filled: `quota:epoch`, kept beside L2.
 
-Redis names each life of its quota hash with an epoch. A file here keeps the epoch that this L2 goes with. When Redis
-lost its data, or another Redis was put in place, the two differ, a quota that is missing says nothing, and limit 0 for
-salts without a quota is suspended: under IsolatedLRU it would delete what took days to compute.
+Redis names each life of its quota hash with an epoch, and each durable change within it with a generation. A file here
+keeps the last of both that this L2 goes with. When Redis lost its data or was restored from an older copy, or another
+Redis was put in place, a quota that is missing says nothing, and limit 0 for salts without a quota is suspended: under
+IsolatedLRU it would delete what took days to compute.
 
-the file says      L2             then
------------------  -------------  ---------------------------------------------------------------------------
-the same epoch     whatever       trusted
-another, nothing   is empty       trusted, and the file is written
-another, nothing   is not         in doubt: suspended until the next quota is set, then the file is written
-another, nothing   being scanned  in doubt until that is known
+the file says                        L2             then
+-----------------------------------  -------------  ------------------------------------------------------------
+this epoch, this generation or less  whatever       trusted; the file follows
+another epoch, more, nothing         is empty       trusted, and the file is written
+another epoch, more, nothing         is not         in doubt: suspended until the next quota is set, then the
+                                                    file is written
+another epoch, more, nothing         being scanned  in doubt until that is known
 
-The file is written only once the quotas that ended the doubt are in Redis: a crash in between must find it again.
+The file is written only once the quotas that it speaks of are in Redis: a crash in between finds Redis ahead, which is
+trusted, or the doubt again. A generation that lies behind stays where it is until the doubt has ended, since catching
+up by other changes would end it too.
 """
 
 import contextlib
@@ -31,6 +35,24 @@ FILE_NAME = "quota_epoch"
 PATIENCE_S = 10.0
 #: An epoch is a short name; more than this is no file of ours.
 MAX_EPOCH_BYTES = 256
+#: Where people find what to do.
+PAGE = 'docs/redis_keys.md, "When Redis loses its data"'
+
+
+class Mark(NamedTuple):
+    """A state of the durable quotas: an epoch, and how often they changed in it. Written `EPOCH:GENERATION`."""
+
+    epoch: str
+    generation: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> "Mark":
+        """Without a readable generation it is 0: nothing was counted yet."""
+        epoch, colon, number = text.rpartition(":")
+        return cls(epoch, int(number)) if colon and number.isascii() and number.isdigit() else cls(text)
+
+    def __str__(self) -> str:
+        return f"{self.epoch}:{self.generation}" if self.generation else self.epoch
 
 
 class Holdings(NamedTuple):
@@ -48,7 +70,7 @@ class Holdings(NamedTuple):
 
 
 class QuotaEpoch:
-    """Judges epochs and suspends the quota table's limit 0. `take`, `review` and `keep` are called by one thread."""
+    """Judges epochs and suspends the quota table's limit 0. All but `suspended_because` belongs to one thread."""
 
     def __init__(
         self,
@@ -57,32 +79,57 @@ class QuotaEpoch:
         holdings: Callable[[], Holdings],
         *,
         isolates: bool,
+        quota_hash: str = "larder:{default}:quota",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`directory` is made when the file is written; None: no epoch is known from before, nothing is kept.
 
-        `isolates`: some tier evicts by quota, so people are told of a suspension.
+        `isolates`: some tier evicts by quota, so people are told of a suspension. `quota_hash`: what Redis calls the
+        quotas, for people.
         """
         self._quotas, self._holdings, self._isolates, self._clock = quotas, holdings, isolates, clock
         self._path = None if directory is None else directory / FILE_NAME
-        self._epoch = ""
-        self._in_doubt = self._told = self._write_failed = False
+        self._what_to_do = (
+            f"With more than one tenant do not PUT them one by one: the first PUT /quota/{{cache_salt}} ends the"
+            " suspension, and tenants without a quota by then lose what they hold. Write all limits in bytes with"
+            f" redis-cli hset '{quota_hash}', restart the engine, then PUT one of them: see {PAGE}"
+        )
+        #: What the quotas are or are about to be, what the file says, and what it should say once it can be written.
+        self._mark, self._kept, self._owed = Mark(""), Mark(""), Mark("")
+        #: Highest generation that the epoch is known to have reached.
+        self._highest = 0
+        self._in_doubt = self._ending = self._told = self._write_failed = False
         self._in_doubt_since = 0.0
 
     def take(self, epoch: str) -> None:
-        """The quotas that are about to be loaded are of this epoch. Suspends limit 0 if it cannot be trusted."""
-        self._epoch = epoch
-        kept = self._read()
-        holdings = self._holdings()
-        self._in_doubt = bool(holdings.adapters) and kept != epoch
-        self._told = False
+        """The quotas that are about to be loaded are of this mark. Suspends limit 0 if it cannot be trusted."""
+        self._mark = mark = Mark.parse(epoch)
+        self._kept = kept = Mark.parse(self._read())
+        is_behind = kept.epoch == mark.epoch and mark.generation < kept.generation
+        self._highest = kept.generation if is_behind else mark.generation
+        self._in_doubt, self._told, self._ending = kept.epoch != mark.epoch or is_behind, False, False
+        self._owed = kept
         self._in_doubt_since = self._clock()
         if not self._in_doubt:
             self._quotas.lift()
+            self.keep()
             return
+        if not self._holdings().adapters:
+            self._quotas.lift()
+            return
+        if is_behind:
+            why = (
+                f"the quotas in Redis are of generation {mark.generation} of epoch {mark.epoch}, L2 was filled under"
+                f" generation {kept.generation}: Redis was restored from an older copy or lost its last changes"
+            )
+        else:
+            why = (
+                f"the quotas in Redis are of epoch {mark.epoch}, L2 was filled under"
+                f" {kept.epoch or 'none that is known'}: Redis may have lost quotas"
+            )
         self._quotas.suspend(
-            f"the quotas in Redis are of epoch {epoch}, L2 was filled under {kept or 'none that is known'}: Redis may"
-            " have lost quotas, and nothing is deleted for want of one until the next PUT /quota/{cache_salt}"
+            f"{why}, and nothing is deleted for want of one until the next PUT /quota/{{cache_salt}}."
+            f" {self._what_to_do}"
         )
         self.review()
 
@@ -92,30 +139,59 @@ class QuotaEpoch:
         True: a quota was set since, so `keep` is to be called as soon as all quotas are in Redis.
         """
         if not self._in_doubt:
+            self._save()
             return False
         holdings = self._holdings()
+        if not holdings.adapters:
+            return False
         if holdings.is_empty:
             self._quotas.lift()
+            self._ending = True
             self.keep()
             return False
         if self._quotas.suspended_because is None:
+            self._ending = True
             return True
         if not self._told and (holdings.objects or self._clock() - self._in_doubt_since > PATIENCE_S):
             self._told = True
             self._tell(holdings)
         return False
 
+    def advance(self) -> str:
+        """The mark to be written together with the next change of the durable quotas.
+
+        The same as before while a generation that lies behind is in doubt: it must be found behind again.
+        """
+        stays = self._in_doubt and not self._ending and self._kept.epoch == self._mark.epoch
+        if not stays:
+            self._highest += 1
+            self._mark = Mark(self._mark.epoch, self._highest)
+        return str(self._mark)
+
     def keep(self) -> None:
-        """The epoch goes with L2 from now on. What cannot be written is tried again with the next `review`."""
+        """All quotas are in Redis under the present mark: L2 goes with it from now on, unless it is in doubt.
+
+        What cannot be written is tried again with the next `review`.
+        """
+        if self._in_doubt and not self._ending:
+            return
+        self._owed = self._mark
+        self._in_doubt = self._ending = False
+        self._save()
+
+    def _save(self) -> None:
+        if self._owed == self._kept:
+            return
         try:
-            self._write()
+            self._write(self._owed)
         except OSError as error:
             if not self._write_failed:
                 logger.error("the quotas' epoch cannot be kept in %s: %s; it is tried again", self._path, error)
             self._write_failed = True
             return
-        self._in_doubt = self._write_failed = False
+        self._kept, self._write_failed = self._owed, False
         if self._told:
+            self._told = False
             logger.info("tenants without a quota have limit 0 again")
 
     @property
@@ -126,11 +202,10 @@ class QuotaEpoch:
     def _tell(self, holdings: Holdings) -> None:
         if self._isolates:
             logger.warning(
-                "limit 0 for tenants without a quota is suspended: %s. L2 holds %d objects, %d bytes%s; %d quotas are"
-                " registered. Set the quotas again: the first PUT ends the suspension, and tenants without a quota"
-                " then lose what they hold",
-                self._quotas.suspended_because, holdings.objects, holdings.nbytes,
-                "" if holdings.complete else " as far as it has been scanned", len(self._quotas.all()),
+                "limit 0 for tenants without a quota is suspended, L2 holds %d objects, %d bytes%s, and %d quotas are"
+                " registered: %s",
+                holdings.objects, holdings.nbytes, "" if holdings.complete else " as far as it has been scanned",
+                len(self._quotas.all()), self._quotas.suspended_because,
             )  # fmt: skip
 
     def _read(self) -> str:
@@ -145,7 +220,7 @@ class QuotaEpoch:
             logger.error("the quotas' epoch cannot be read from %s: %s; it counts as unknown", self._path, error)
             return ""
 
-    def _write(self) -> None:
+    def _write(self, mark: Mark) -> None:
         """Whole or not at all, and on the disk when it returns."""
         if self._path is None:
             return
@@ -154,7 +229,7 @@ class QuotaEpoch:
         beside = directory / f"{FILE_NAME}.new"
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            os.write(descriptor, f"{self._epoch}\n".encode())
+            os.write(descriptor, f"{mark}\n".encode())
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

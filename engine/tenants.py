@@ -46,7 +46,7 @@ class SecondTier(Protocol):
 
 
 class Tenants:
-    """Thread-safe, but for `load`, `review_epoch`, `keep_epoch` and `changed_usage`: those belong to one thread."""
+    """Thread-safe, but for `load`, `*_epoch` and `changed_usage`: those belong to one thread."""
 
     def __init__(
         self,
@@ -63,14 +63,17 @@ class Tenants:
         self._policies = {"l1": config.eviction_policy}
         self._policies.update((tier.label, tier.spec.eviction.eviction_policy) for tier in l2.tiers)
         directory = Path(config.data_dir) / "l2" if config.data_dir else None
-        self._epoch = QuotaEpoch(quotas, directory, self._holdings, isolates=bool(self._isolated()))
+        quota_hash = f"larder:{{{config.instance_id}}}:quota"
+        self._epoch = QuotaEpoch(
+            quotas, directory, self._holdings, isolates=bool(self._isolated()), quota_hash=quota_hash
+        )
 
     # ---- quotas
 
     def load(self, limits: Mapping[str, int], epoch: str = "") -> None:
         """Takes over the durable quotas; from now on they are enforced where the policy is IsolatedLRU.
 
-        `epoch` names the life of the durable quotas; "" when nobody keeps them, and nothing can be in doubt.
+        `epoch` names the life of the durable quotas and their generation; "" when nobody keeps them, and nothing can be in doubt.
         """
         if epoch:
             self._epoch.take(epoch)
@@ -98,8 +101,12 @@ class Tenants:
         """To be called now and then. True: write all quotas where they are durable, then call `keep_epoch`."""
         return self._epoch.review()
 
+    def advance_epoch(self) -> str:
+        """What to write beside the durable quotas together with their next change; then call `keep_epoch`."""
+        return self._epoch.advance()
+
     def keep_epoch(self) -> None:
-        """All quotas are durable under the epoch that was loaded: L2 goes with it from now on."""
+        """All quotas are durable under the epoch that was loaded or advanced: L2 goes with it from now on."""
         self._epoch.keep()
 
     def _holdings(self) -> Holdings:

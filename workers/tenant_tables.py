@@ -1,13 +1,20 @@
 """The tenants' two hashes in Redis: their quotas, which are durable, and what they hold in L1 and L2.
 
 The quota hash is the authority: it is read before the engine enforces anything. From then on the engine's table
-changes first and the hash follows, before the change is answered. `quota:epoch` names the life of the hash: when it
-is gone, Redis lost its data and both hashes are written again from memory; when it is another one, somebody put
-another Redis in place, and its quotas are taken over. A Redis that was started again may have lost its last second:
-both hashes are written again then, too.
+changes first and the hash follows, before the change is answered. `quota:epoch` names the life of the hash and counts
+its changes, each in the same transaction:
+
+Redis has              then
+---------------------  ---------------------------------------------------------------------------------------
+no epoch               it lost its data: both hashes are written again from memory
+a lower generation     it was restored from an older copy: likewise
+the same, another run  it was started again and may have lost its last second: likewise
+a higher generation    somebody put newer quotas in place: they are taken over
+another epoch          somebody put another Redis in place: its quotas are taken over
 
 The engine is told the epoch together with the quotas, and judges whether they can be trusted (engine/quota_epoch.py).
-When a quota that was set has ended its doubt, all of them are written before it keeps the epoch.
+When a quota that was set has ended its doubt, all of them are written before it keeps the epoch. Every change is in
+Redis before its generation is kept.
 """
 
 import json
@@ -20,6 +27,7 @@ from typing import Any, Protocol, cast
 import redis
 
 from contract.keys import Keys, field_to_salt, salt_to_field
+from engine.quota_epoch import Mark
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +52,7 @@ class Tenants(Protocol):
     def usage_by_salt(self) -> Mapping[str, Used]: ...
     def changed_usage(self) -> Mapping[str, Used]: ...
     def review_quota_epoch(self) -> bool: ...
+    def advance_quota_epoch(self) -> str: ...
     def keep_quota_epoch(self) -> None: ...
 
 
@@ -67,6 +76,11 @@ class TenantTables:
         limits = _limits(cast(dict[str, str], client.hgetall(self._keys.quota)))
         client.delete(self._keys.usage)
         self._engine.load_quotas(limits, self._epoch)
+        if _forgets(client):
+            logger.warning(
+                "Redis keeps nothing on disk (neither appendonly nor save is set): its restart while no engine runs"
+                " loses the quotas; set appendonly yes"
+            )
         return len(limits)
 
     def note_change(self, cache_salt: str) -> None:
@@ -89,23 +103,31 @@ class TenantTables:
 
     def _write(self, client: redis.Redis, changed: set[str]) -> None:
         epoch = cast(str | None, client.get(self._keys.quota_epoch))
-        if epoch is not None and epoch != self._epoch:
+        found, own = Mark.parse(epoch or ""), Mark.parse(self._epoch)
+        if epoch is not None and (found.epoch != own.epoch or found.generation > own.generation):
             self._take_over(client, epoch, changed)
             return
+        if epoch is not None and found.generation < own.generation and not self._write_all:
+            logger.warning(
+                "Redis was put back from generation %d of the quotas to %d, writing %d quotas again",
+                own.generation, found.generation, len(self._engine.quotas()),
+            )  # fmt: skip
+            self._write_all = True
         if (run := _run_of(client)) != self._redis_run:
             self._redis_run, self._write_all = run, True
         if epoch is None:
             logger.warning("Redis lost its data, writing %d quotas again", len(self._engine.quotas()))
         ends_doubt = self._engine.review_quota_epoch()
+        if changed or ends_doubt:
+            self._epoch = self._engine.advance_quota_epoch()
         if epoch is None or self._write_all or ends_doubt:
-            self._rewrite(client, self._keys.quota, _quota_fields(self._engine.quotas()))
             self._rewrite(client, self._keys.usage, _usage_fields(self._engine.usage_by_salt()))
-            client.set(self._keys.quota_epoch, self._epoch)
-            if ends_doubt:
-                self._engine.keep_quota_epoch()
+            self._rewrite(client, self._keys.quota, _quota_fields(self._engine.quotas()), epoch=self._epoch)
+            self._engine.keep_quota_epoch()
             return
-        limits = self._engine.quotas() if changed else {}
-        self._update(client, self._keys.quota, changed, _quota_fields(limits))
+        if changed:
+            self._update(client, self._keys.quota, changed, _quota_fields(self._engine.quotas()), epoch=self._epoch)
+            self._engine.keep_quota_epoch()
         # What is taken here and cannot be written is not lost: the next call writes all.
         usage = self._engine.changed_usage()
         self._update(client, self._keys.usage, usage, _usage_fields(usage))
@@ -117,12 +139,15 @@ class TenantTables:
         own = self._engine.quotas()
         kept = {salt: limit for salt, limit in limits.items() if salt not in changed}
         self._engine.load_quotas({**kept, **{salt: own[salt] for salt in changed if salt in own}}, epoch)
-        self._update(client, self._keys.quota, changed, _quota_fields(own))
+        self._epoch = self._engine.advance_quota_epoch() if changed else epoch
+        self._update(client, self._keys.quota, changed, _quota_fields(own), epoch=self._epoch)
         self._rewrite(client, self._keys.usage, _usage_fields(self._engine.usage_by_salt()))
-        self._epoch = epoch
+        self._engine.keep_quota_epoch()
 
-    def _update(self, client: redis.Redis, key: str, salts: Iterable[str], fields: Mapping[str, str]) -> None:
-        """Sets those of the salts that have a field, removes the others."""
+    def _update(
+        self, client: redis.Redis, key: str, salts: Iterable[str], fields: Mapping[str, str], epoch: str = ""
+    ) -> None:
+        """Sets those of the salts that have a field, removes the others; with `epoch`, in one step with that."""
         names = [salt_to_field(salt) for salt in salts]
         present = {name: fields[name] for name in names if name in fields}
         gone = [name for name in names if name not in fields]
@@ -133,19 +158,33 @@ class TenantTables:
                 pipeline.hset(key, mapping=cast(Any, dict(batch)))
             for batch in _batches(gone):
                 pipeline.hdel(key, *batch)
+            if epoch:
+                pipeline.set(self._keys.quota_epoch, epoch)
             pipeline.execute()
 
-    def _rewrite(self, client: redis.Redis, key: str, fields: Mapping[str, str]) -> None:
+    def _rewrite(self, client: redis.Redis, key: str, fields: Mapping[str, str], epoch: str = "") -> None:
         with client.pipeline(transaction=True) as pipeline:
             pipeline.delete(key)
             for batch in _batches(list(fields.items())):
                 pipeline.hset(key, mapping=cast(Any, dict(batch)))
+            if epoch:
+                pipeline.set(self._keys.quota_epoch, epoch)
             pipeline.execute()
 
 
 def _run_of(client: redis.Redis) -> str:
     """What a Redis server calls this run of its process."""
     return str(client.info("server")["run_id"])
+
+
+def _forgets(client: redis.Redis) -> bool:
+    """Whether Redis says that it keeps nothing on disk; one that does not tell may well."""
+    try:
+        if str(client.info("persistence").get("aof_enabled")) != "0":
+            return False
+        return cast(dict[str, str], client.config_get("save")).get("save") == ""
+    except redis.ResponseError:
+        return False
 
 
 def _batches(items: list[Any]) -> Iterable[list[Any]]:

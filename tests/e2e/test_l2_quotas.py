@@ -195,5 +195,46 @@ def test_a_flush_under_a_running_engine_suspends_and_deletes_nothing(stack: Stac
     assert stack.stored("alice") == sizes
 
 
+def test_a_redis_restored_from_an_older_copy_deletes_nothing_until_a_quota_is_set(stack: Stack) -> None:
+    stack.start("redis")
+    stack.http("PUT", "/quota/alice", {"limit_gb": 1})
+    client = stack.redis.client()
+    try:
+        client.save()
+    finally:
+        client.close()
+    stack.http("PUT", "/quota/bob", {"limit_gb": 1})
+    for salt in ("alice", "bob"):
+        stack.fill(salt, 2)
+    sizes = {salt: stack.stored(salt) for salt in ("alice", "bob")}
+
+    stack.engine.kill()
+    stack.engine.start()
+    stack.wait_for_passes()
+    assert stack.status()["quotas"]["unregistered_suspended_because"] is None
+
+    stack.engine.kill()
+    stack.redis.kill()
+    stack.redis.options = ("--appendonly", "no")  # so that it reads the copy
+    stack.redis.start()
+    stack.engine.start()
+    wait_for(lambda: stack.http("GET", "/status").status == 200, 10, "status is there again")
+    stack.wait_for_passes()
+
+    quotas = stack.status()["quotas"]
+    assert "restored from an older copy" in quotas["unregistered_suspended_because"]
+    assert quotas["registered"] == 1
+    assert "restored from an older copy" in stack.engine.log_tail()
+    assert "Redis keeps nothing on disk" in stack.engine.log_tail()
+    assert {salt: stack.stored(salt) for salt in sizes} == sizes
+
+    stack.http("PUT", "/quota/bob", {"limit_gb": 1})
+    stack.engine.stop()
+    stack.engine.start()
+    stack.wait_for_passes()
+    assert stack.status()["quotas"]["unregistered_suspended_because"] is None
+    assert {salt: stack.stored(salt) for salt in sizes} == sizes
+
+
 def limit_of(client: "redis.Redis", salt: str) -> int:
     return int(str(client.hget(KEYS.quota, salt) or 0))

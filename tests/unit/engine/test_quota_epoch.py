@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine.l1.quota import MAX_LIMIT_BYTES, QuotaTable
-from engine.quota_epoch import FILE_NAME, PATIENCE_S, Holdings, QuotaEpoch
+from engine.quota_epoch import FILE_NAME, PATIENCE_S, Holdings, Mark, QuotaEpoch
 
 NOTHING = Holdings(adapters=0, objects=0, nbytes=0, complete=True)
 EMPTY = Holdings(adapters=2, objects=0, nbytes=0, complete=True)
@@ -47,6 +47,10 @@ def keep(directory: Path, epoch: str | None) -> None:
         ("life 1", FULL, False, "life 1"),
         ("life 1", SCANNING, False, "life 1"),
         ("life 1", EMPTY, False, "life 1"),
+        ("life 1:4", FULL, True, "life 1:4"),
+        ("life 1:4", SCANNING, True, "life 1:4"),
+        ("life 1:4", EMPTY, False, "life 1"),
+        ("life 1:4", NOTHING, False, "life 1:4"),
         (None, EMPTY, False, "life 1"),
         ("life 0", EMPTY, False, "life 1"),
         (None, FULL, True, None),
@@ -147,7 +151,11 @@ def test_people_are_told_once_and_what_to_do(tmp_path: Path, caplog: pytest.LogC
     assert "9 objects, 900 bytes" in told
     assert "life 0" in told
     assert "life 1" in told
-    assert "PUT /quota/{cache_salt}" in told
+    assert "do not PUT them one by one" in told
+    assert "redis-cli hset 'larder:{default}:quota'" in told
+    assert "restart the engine, then PUT one of them" in told
+    assert "docs/redis_keys.md" in told
+    assert "docs/redis_keys.md" in str(world.epoch.suspended_because)
 
 
 def test_a_first_start_is_no_reason_to_worry_people(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -213,5 +221,59 @@ def test_without_a_directory_no_epoch_is_known() -> None:
 
     assert world.epoch.suspended_because is not None
     world.quotas.set("bob", 1)
+    assert world.epoch.review() is True
     world.epoch.keep()
     assert world.epoch.review() is False
+
+
+def test_every_change_is_counted_and_the_file_follows(tmp_path: Path) -> None:
+    world = World(tmp_path, EMPTY)
+    world.start("life 1:4")
+    assert [world.epoch.advance(), world.epoch.advance()] == ["life 1:5", "life 1:6"]
+    assert kept(tmp_path) == "life 1:4"
+
+    world.epoch.keep()
+
+    assert kept(tmp_path) == "life 1:6"
+
+
+@pytest.mark.parametrize("found", ["life 1:6", "life 1:7"])
+def test_a_redis_that_is_as_new_as_the_file_or_ahead_of_it_is_trusted(tmp_path: Path, found: str) -> None:
+    keep(tmp_path, "life 1:6")
+    world = World(tmp_path, FULL)
+
+    world.start(found)
+
+    assert world.epoch.suspended_because is None
+    assert kept(tmp_path) == found
+
+
+def test_a_generation_that_lies_behind_does_not_catch_up_before_a_quota_is_set(tmp_path: Path) -> None:
+    keep(tmp_path, "life 1:6")
+    world = World(tmp_path, FULL)
+    world.start("life 1:5")
+    for _ in range(3):
+        world.quotas.delete("alice")
+        assert world.epoch.review() is False
+        assert world.epoch.advance() == "life 1:5"
+        world.epoch.keep()
+    assert "older copy" in str(world.epoch.suspended_because)
+    assert kept(tmp_path) == "life 1:6"
+
+    world.quotas.set("alice", 5)
+    assert world.epoch.advance() == "life 1:5", "not before it is known that all quotas are written"
+    world.epoch.keep()
+    assert kept(tmp_path) == "life 1:6"
+    assert world.epoch.review() is True
+    assert world.epoch.advance() == "life 1:7"
+    world.epoch.keep()
+    assert kept(tmp_path) == "life 1:7"
+
+
+@pytest.mark.parametrize(
+    ("text", "mark"),
+    [("a", Mark("a", 0)), ("a:7", Mark("a", 7)), ("a:b", Mark("a:b", 0)), ("a:-1", Mark("a:-1", 0)), ("", Mark("", 0))],
+)
+def test_a_mark_is_read_as_it_is_written(text: str, mark: Mark) -> None:
+    assert Mark.parse(text) == mark
+    assert str(mark) == text

@@ -8,6 +8,7 @@ import redis
 
 from contract.keys import Keys
 from contract.redis_client import open_redis
+from engine.quota_epoch import Mark
 from engine.tenants import Usage
 from tests.stack import RedisServer
 from workers.tenant_tables import BATCH, TenantTables
@@ -42,6 +43,11 @@ class Tenants:
 
     def review_quota_epoch(self) -> bool:
         return self.doubt_ended
+
+    def advance_quota_epoch(self) -> str:
+        epoch, generation = Mark.parse(self.epochs[-1])
+        self.epochs.append(str(Mark(epoch, generation + 1)))
+        return self.epochs[-1]
 
     def keep_quota_epoch(self) -> None:
         self.doubt_ended = False
@@ -146,7 +152,8 @@ def test_another_epochs_quotas_are_taken_over(client: redis.Redis, tables: Tenan
 
     assert engine.limits == {"bob": 7, "carol": 8}
     assert client.hgetall(KEYS.quota) == {"bob": "7", "carol": "8"}
-    assert engine.epochs[1:] == ["restored"]
+    assert engine.epochs[2:] == ["restored", "restored:1"]
+    assert client.get(KEYS.quota_epoch) == "restored:1"
 
 
 def test_a_quota_that_ends_the_doubt_is_in_redis_with_all_others_before_the_epoch_is_kept(
@@ -214,3 +221,71 @@ def test_many_tenants_are_written_in_batches(client: redis.Redis, tables: Tenant
     tables.write(client)
 
     assert client.hlen(KEYS.quota) == 2 * BATCH + 1
+
+
+def test_every_change_is_counted_in_the_same_step_and_kept_when_it_is_in_redis(
+    client: redis.Redis, tables: TenantTables, engine: Tenants
+) -> None:
+    kept: list[object] = []
+    engine.on_keep = lambda: kept.append((client.get(KEYS.quota_epoch), client.hgetall(KEYS.quota)))
+    epoch = engine.epochs[0]
+    tables.write(client)
+    set_quota(engine, tables, "alice", 5)
+    tables.write(client)
+    tables.write(client)
+    assert engine.limits is not None
+    del engine.limits["alice"]
+    tables.note_change("alice")
+    tables.write(client)
+
+    assert kept == [(f"{epoch}:1", {"alice": "5"}), (f"{epoch}:2", {})]
+
+
+def test_a_redis_put_back_under_a_running_engine_is_written_again(
+    client: redis.Redis, tables: TenantTables, engine: Tenants, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = client.get(KEYS.quota_epoch)
+    set_quota(engine, tables, "bob", 7)
+    tables.write(client)
+    after = client.get(KEYS.quota_epoch)
+    client.delete(KEYS.quota)
+    client.set(KEYS.quota_epoch, str(before))
+
+    tables.write(client)
+
+    assert client.hgetall(KEYS.quota) == {"bob": "7"}
+    assert client.get(KEYS.quota_epoch) == after
+    assert "from generation 1 of the quotas to 0" in caplog.text
+
+
+def test_newer_quotas_of_the_same_life_are_taken_over(
+    client: redis.Redis, tables: TenantTables, engine: Tenants
+) -> None:
+    newer = f"{engine.epochs[0]}:9"
+    client.hset(KEYS.quota, "bob", "7")
+    client.set(KEYS.quota_epoch, newer)
+
+    tables.write(client)
+
+    assert engine.limits == {"bob": 7}
+    assert engine.epochs[-1] == newer
+
+
+@pytest.mark.parametrize(
+    ("aof", "save", "warned"), [("no", "", True), ("yes", "", False), ("no", "3600 1", False), ("no", None, False)]
+)
+def test_a_redis_that_keeps_nothing_on_disk_is_told(
+    client: redis.Redis, engine: Tenants, caplog: pytest.LogCaptureFixture, aof: str, save: str | None, warned: bool
+) -> None:
+    client.config_set("appendonly", aof)
+    if save is None:
+        client.config_set("save", "")
+        client.acl_setuser("default", categories=["+@all"], commands=["-config"])
+    else:
+        client.config_set("save", save)
+    try:
+        TenantTables(engine, KEYS).load(client)
+    finally:
+        client.acl_setuser("default", categories=["+@all"])
+
+    assert ("keeps nothing on disk" in caplog.text) == warned
