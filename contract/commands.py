@@ -23,7 +23,7 @@ l2.list          yes   yes         no                  {"adapter", "shared", "en
 l2.scrub         yes   yes         no                  the scrub's state, with "started" or "stopped"
 l2.reconfigure   yes   no          yes                 {"body"}, or {"refused", "message", "fields"}
 
-slow: runs on a pool beside the loop. repeatable: running it twice does what running it once does. shows in
+slow: runs on threads beside the loop. repeatable: running it twice does what running it once does. shows in
 snapshots: answered after a publication that began after its effect. The prefetch commands carry the id of a record
 (prefetch_jobs.py) whose state decides: a second delivery finds the job started, or over, and answers from the record.
 """

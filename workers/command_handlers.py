@@ -36,11 +36,13 @@ from contract.log_levels import all_levels
 from contract.thread_stacks import process_name, thread_blocks
 from engine.engine import Engine
 from engine.errors import BadRequest, EngineError, NoKVMemory, NoLayout, TooBusy, UnknownInstance, Unsupported
+from engine.l2.registry import ADAPTERS
 from workers import l2_handlers, steering_handlers
 from workers.errors import CommandRefused
 from workers.live_settings import LiveSettings
 from workers.prefetch_jobs import PrefetchJobs
 from workers.script_runner import ScriptRunner
+from workers.slow_commands import Lane
 from workers.tenant_tables import TenantTables
 
 logger = logging.getLogger(__name__)
@@ -93,6 +95,15 @@ def failure_of(command: Command, error: Exception) -> tuple[str, str]:
         return error.code, str(error)
     logger.error("command %s failed", command.op, exc_info=error)
     return "internal", str(error) if isinstance(error, EngineError) else type(error).__name__
+
+
+def lane_of(worker: Worker, command: Command) -> Lane:
+    """What a slow command shares its threads with: its kind, or the storage that it may hang in."""
+    if isinstance(command, DeleteKeys | ListKeys):
+        return l2_handlers.lane_of(worker.engine.l2, command.op, command.adapter)
+    if isinstance(command, Reconfigure) and command.backend in ADAPTERS:
+        return Lane(f"{command.op}-{command.backend}")
+    return Lane(command.op)
 
 
 def run(worker: Worker, command: Command) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from contract.command_queue import BUSY
 from contract.command_taker import CommandTaker, Delivery
 from contract.errors import RedisAway
 from engine.periodic import PeriodicThreads, RunRecord
-from workers.command_handlers import Worker, failure_of, run
+from workers.command_handlers import Worker, failure_of, lane_of, run
 from workers.outage import Outage
 from workers.publisher import Publisher
 from workers.queue_metrics import CommandTimes
@@ -32,7 +32,7 @@ STOP_TIMEOUT_S = 10.0
 
 
 class CommandLoop:
-    """One thread that takes, plus the pool for slow commands. `start` and `stop` are called once each."""
+    """One thread that takes, plus those for slow commands. `start` and `stop` are called once each."""
 
     def __init__(
         self,
@@ -59,7 +59,6 @@ class CommandLoop:
     def start(self) -> None:
         self._threads.add(self._record)
         self._record.is_running = True
-        self._slow.start()
         self._thread.start()
 
     def stop(self) -> None:
@@ -102,8 +101,8 @@ class CommandLoop:
     def _dispatch(self, delivery: Delivery) -> None:
         if not delivery.command.slow:
             self._run(delivery)
-        elif not self._slow.offer(functools.partial(self._run, delivery)):
-            delivery.fail(BUSY, f"{delivery.command.op}: too many slow commands are waiting")
+        elif not self._slow.offer(lane_of(self._worker, delivery.command), functools.partial(self._run, delivery)):
+            delivery.fail(BUSY, f"{delivery.command.op}: too many slow commands of this kind run or wait")
 
     def _timed(self, delivery: Delivery) -> dict[str, Any]:
         began = time.monotonic()

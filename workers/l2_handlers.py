@@ -13,6 +13,7 @@ from engine.l2.reconfiguring import reconfigure, statuses
 from engine.movement.second_tier import SecondTier
 from engine.object_key import ObjectKey, key_from_json, key_to_json
 from workers.errors import CommandRefused
+from workers.slow_commands import Lane
 
 MAX_WORDS = 500
 
@@ -54,6 +55,14 @@ def change_adapter(l2: SecondTier, command: Reconfigure) -> dict[str, Any]:
     except ReconfigureError as error:
         return {"refused": error.code, "message": str(error), "fields": error.fields}
     return {"body": body}
+
+
+def lane_of(l2: SecondTier, op: str, adapter: str | None) -> Lane:
+    """That of the adapter's storage; where there is no such adapter the command says so soon enough."""
+    try:
+        return Lane(f"l2-{l2.find(adapter).label}", is_storage=True)
+    except (NoL2Adapter, UnknownL2Adapter):
+        return Lane(op)
 
 
 @contextmanager

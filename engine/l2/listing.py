@@ -37,9 +37,10 @@ MAX_TOKEN_CHARACTERS = 8192
 KEEP_S = 5.0
 #: Collecting may take this share of the time, however often somebody asks for first pages.
 COLLECTING_SHARE = 0.05
-#: How long a storage is read through before that is given up; a waiting caller gives up a little earlier.
+#: How long a storage is read through before that is given up.
 SCAN_TIMEOUT_S = 50.0
-WAIT_S = 40.0
+#: How long a caller waits for the reading of another, and keeps a thread; then he is asked to come again.
+WAIT_S = 1.0
 SCAN_SLICE = 256
 _HEAPS = 4096
 
