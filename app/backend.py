@@ -98,6 +98,9 @@ class Backend(Protocol):
     def waiting_place(self) -> AbstractContextManager[None]:
         """To be held by a request that waits. Raises QueueFull: as many wait as may."""
 
+    def poll_place(self) -> AbstractContextManager[bool]:
+        """To be held by a request that waits for the end of a job; False: as many wait as may. Never waits."""
+
     def write_audit(self, entries: list[dict[str, str]]) -> None:
         """Appends to the audit stream."""
 
@@ -126,6 +129,8 @@ class QueueBackend:
         self._queue_limits = queue_limits
         self._waiting = threading.BoundedSemaphore(max_waiting)
         self._max_waiting = max_waiting
+        # Two thirds of the places: who waits for a job must not keep others from cancelling it.
+        self._polling = threading.BoundedSemaphore(max_waiting * 2 // 3)
         self._opening = threading.Lock()
         self._client: redis.Redis | None = None
         self._waiting_client: redis.Redis | None = None
@@ -256,6 +261,21 @@ class QueueBackend:
             yield
         finally:
             self._waiting.release()
+
+    @contextmanager
+    def poll_place(self) -> Iterator[bool]:
+        if not self._polling.acquire(blocking=False):
+            yield False
+            return
+        try:
+            has_place = self._waiting.acquire(blocking=False)
+            try:
+                yield has_place
+            finally:
+                if has_place:
+                    self._waiting.release()
+        finally:
+            self._polling.release()
 
     def write_audit(self, entries: list[dict[str, str]]) -> None:
         head = ("XADD", self._keys.audit, "MAXLEN", "~", AUDIT_MAX_ENTRIES, "*")

@@ -1,7 +1,8 @@
 """Prefetch jobs: POST /l2/prefetch warms L1 from L2 by token ids, GET /l2/prefetch/{id} asks for the result, once.
 
 The record in Redis is made here; the engine gets its id. A job whose start is refused is taken back. A poll that may
-wait takes one of the places of those that wait for the engine, and takes no result for a caller who has gone.
+wait needs a place for that, and says `pending` at once where there is none: two thirds of those that wait for the
+engine, so that polls leave some for commands. It takes no result for a caller who has gone.
 """
 
 import socket
@@ -141,8 +142,9 @@ def take_result(request_id: str, wait: int, methods: Sequence[str]) -> PrefetchJ
     backend.require_engine()
     job = _consume(backend, request_id)
     if wait and job is not None and not job.has_ended:
-        with backend.waiting_place():
-            job = _wait_for_end(backend, job, wait)
+        with backend.poll_place() as may_wait:
+            if may_wait:
+                job = _wait_for_end(backend, job, wait)
     if job is None:
         raise RouteError(404, NOT_FOUND)
     if not job.has_ended:

@@ -126,6 +126,10 @@ class MemoryBackend:
             raise QueueFull("12 requests wait", 1.0)
         yield
 
+    @contextmanager
+    def poll_place(self) -> Iterator[bool]:
+        yield not self.no_place
+
     def write_audit(self, entries: list[dict[str, str]]) -> None:
         self._reach()
         self.audit.extend(entries)

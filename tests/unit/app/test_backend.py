@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from app.shared_read import LastChange, SharedRead
 from contract import snapshots
 from contract.commands import SetQuota
 from contract.engine_record import write_beat
-from contract.errors import EngineAway, RedisAway
+from contract.errors import EngineAway, QueueFull, RedisAway
 from contract.keys import Keys
 from tests.stack import RedisServer
 from tests.unit.app.memory_backend import BOOT, record
@@ -284,3 +285,18 @@ def test_the_audit_stream_is_capped(backend: QueueBackend, redis_server: RedisSe
         assert 10_000 <= client.xlen(KEYS.audit) < 11_000
     finally:
         client.close()
+
+
+def test_polls_leave_places_to_commands(backend: QueueBackend) -> None:
+    with ExitStack() as held:
+        assert [held.enter_context(backend.poll_place()) for _ in range(10)] == [True] * 8 + [False] * 2
+        for _ in range(4):
+            held.enter_context(backend.waiting_place())
+        with pytest.raises(QueueFull), backend.waiting_place():
+            pytest.fail("there are 12 places")
+    with ExitStack() as held:
+        for _ in range(12):
+            held.enter_context(backend.waiting_place())
+        assert not held.enter_context(backend.poll_place())
+    with backend.poll_place() as may_wait:
+        assert may_wait

@@ -266,11 +266,13 @@ def test_a_wait_that_is_over_says_pending(client: FlaskClient, backend: MemoryBa
     assert backend.prefetch.asked > 3
 
 
-def test_waiting_takes_a_place(client: FlaskClient, backend: MemoryBackend) -> None:
+def test_a_poll_without_a_place_answers_at_once(client: FlaskClient, backend: MemoryBackend) -> None:
     backend.no_place = True
     running, over = keep(backend, status="running"), keep(backend, status="completed")
 
-    assert client.get(f"/l2/prefetch/{running}?wait=5").status_code == 503
+    for path in ("/l2/prefetch", "/cache/prefetches"):
+        answer = client.get(f"{path}/{running}?wait=30")
+        assert (answer.status_code, answer.get_json()["status"]) == (200, "pending")
     assert client.get(f"/l2/prefetch/{running}").status_code == 200
     assert client.get(f"/l2/prefetch/{over}?wait=5").status_code == 200
 
