@@ -8,6 +8,7 @@ from engine.config import EngineConfig
 from engine.l1.cache import L1Cache
 from engine.l1.quota import QuotaTable
 from engine.periodic import PeriodicThread, PeriodicThreads
+from engine.quota_log import QuotaLog
 from engine.registrations import Registration, Registrations
 from engine.sessions import Sessions
 from engine.stats import Stats
@@ -41,6 +42,7 @@ class Housekeeping:
         """`reap` removes a silent worker and says whether it was still there."""
         self._config, self._l1, self._sessions, self._registrations = config, l1, sessions, registrations
         self._quotas, self._stats, self._threads, self._reap_worker = quotas, stats, threads, reap
+        self._quota_log = QuotaLog("L1", quotas)
         self._loops: list[PeriodicThread] = []
         self._eviction: PeriodicThread | None = None
         self._said_at = float("-inf")
@@ -95,7 +97,8 @@ class Housekeeping:
         self._stats.eviction_ticks.inc()
         evicted = held = 0
         if self._quotas.loaded:
-            evicted, held = self._l1.evict_over_quota()
+            evicted, held = self._l1.evict_over_quota(self._quota_log.note)
+            self._quota_log.tell()
         used, capacity = self._l1.usage()
         if used > self._trigger_bytes:
             self._stats.eviction_triggered.inc()

@@ -24,10 +24,15 @@ class Evictor:
 
     def evict_to(self, target_bytes: int) -> tuple[int, int]:
         """Evicts oldest first until at most `target_bytes` are used. Returns (objects evicted, objects in the way)."""
-        return self._evict_while(self._index.policy.oldest, lambda: self._pool.used_bytes > target_bytes, "capacity")
+        oldest = self._index.policy.oldest
+        evicted, held, _ = self._evict_while(oldest, lambda: self._pool.used_bytes > target_bytes, "capacity")
+        return evicted, held
 
-    def evict_over_quota(self) -> tuple[int, int]:
-        """Under IsolatedLRU: evicts each salt's oldest until its bytes are within its limit."""
+    def evict_over_quota(self, note: Callable[[str, int, int, int], None] | None = None) -> tuple[int, int]:
+        """Under IsolatedLRU: evicts each salt's oldest until its bytes are within its limit.
+
+        `note` is told, under no lock, each salt with its objects and bytes that went and its limit in bytes.
+        """
         policy = self._index.policy
         if not isinstance(policy, IsolatedLRU):
             return 0, 0
@@ -36,7 +41,9 @@ class Evictor:
         evicted = blocked = 0
         for salt, limit in over:
             oldest, is_over = partial(policy.oldest_of, salt), partial(self._has_more_than, salt, limit)
-            done, held = self._evict_while(oldest, is_over, "quota")
+            done, held, nbytes = self._evict_while(oldest, is_over, "quota")
+            if note is not None:
+                note(salt, done, nbytes, limit)
             evicted, blocked = evicted + done, blocked + held
         return evicted, blocked
 
@@ -57,15 +64,16 @@ class Evictor:
 
     def _evict_while(
         self, order: Callable[[], Iterator[ObjectKey]], wanted: Callable[[], bool], reason: str
-    ) -> tuple[int, int]:
-        evicted = passed = 0
+    ) -> tuple[int, int, int]:
+        """Objects evicted, objects in the way, bytes of those evicted."""
+        evicted = passed = nbytes = 0
         while True:
             with self._lock:
                 if not wanted():
-                    return evicted, passed
+                    return evicted, passed, nbytes
                 keys = list(islice(order(), passed, passed + SLICE))
                 if not keys:
-                    return evicted, passed
+                    return evicted, passed, nbytes
                 for key in keys:
                     entry = self._index.entries[key]
                     if entry.held:
@@ -73,3 +81,4 @@ class Evictor:
                     elif wanted():
                         self.evict(entry, reason)
                         evicted += 1
+                        nbytes += entry.nbytes

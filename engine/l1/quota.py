@@ -69,6 +69,10 @@ class QuotaTable:
             return 0 if self._suspended_because is None else MAX_LIMIT_BYTES
         return limit
 
+    def has(self, cache_salt: str) -> bool:
+        """Whether the salt has a quota of its own."""
+        return cache_salt in self._limits
+
     def all(self) -> dict[str, int]:
         """A copy of every registered quota."""
         with self._lock:

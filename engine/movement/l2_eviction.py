@@ -28,6 +28,7 @@ from engine.l2.base import ConnectionFault
 from engine.l2.tier import Tier
 from engine.object_key import ObjectKey
 from engine.periodic import PeriodicThread, PeriodicThreads
+from engine.quota_log import QuotaLog
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +106,7 @@ class TierEvictor:
         self, tier: Tier, quotas: QuotaTable, is_stopping: Callable[[], bool], clock: Clock = time.monotonic
     ) -> None:
         self._tier, self._quotas, self._is_stopping, self._clock = tier, quotas, is_stopping, clock
+        self._quota_log = QuotaLog(f"L2 adapter {tier.label}", quotas, clock)
         self._isolates = tier.spec.eviction.eviction_policy == IsolatedLRU.name
         self._lock = threading.Lock()
         self._room_wanted = 0
@@ -156,6 +158,7 @@ class TierEvictor:
                 kind = "vain"
         except ConnectionFault as error:
             kind, complaint = "fault", f"the storage cannot be reached: {error}"
+        self._quota_log.tell()
         if walk.refusals_in_a_row >= MAX_REFUSALS_IN_A_ROW:
             kind, complaint = "refused", f"{walk.refusals_in_a_row} deletes in a row were refused: {walk.refusal}"
         self.has_more_to_do = walk.out_of_time
@@ -207,9 +210,17 @@ class TierEvictor:
             for salt in list(passed):
                 is_over = partial(self._is_over_limit, salt)
                 rows = catalog.oldest_of(salt, passed[salt], SLICE) if is_over() else []
-                passed[salt] += walk.evict(rows, is_over)
+                passed[salt] += self._evict_of(salt, rows, is_over, walk)
                 if not rows:
                     del passed[salt]
+
+    def _evict_of(self, cache_salt: str, rows: Rows, is_over: Callable[[], bool], walk: "_Walk") -> int:
+        objects, nbytes = walk.evicted, walk.freed_bytes
+        try:
+            return walk.evict(rows, is_over)
+        finally:
+            limit = self._quotas.limit_of(cache_salt)
+            self._quota_log.note(cache_salt, walk.evicted - objects, walk.freed_bytes - nbytes, limit)
 
     def _is_over_limit(self, cache_salt: str) -> bool:
         return self._tier.catalog.bytes_of(cache_salt) > self._quotas.limit_of(cache_salt)

@@ -78,7 +78,9 @@ def test_isolated_lru_holds_each_salt_to_its_limit() -> None:
         for number in range(2 if salt == "bob" else 3):
             store(l1, [key(number, salt)])
 
-    assert l1.evict_over_quota() == (4, 0)
+    noted: list[tuple[str, int, int, int]] = []
+    assert l1.evict_over_quota(lambda *what: noted.append(what)) == (4, 0)
+    assert sorted(noted) == [("alice", 1, PAGE, 2 * PAGE), ("nobody", 3, 3 * PAGE, 0)]
 
     assert l1.bytes_by_salt() == {"alice": 2 * PAGE, "bob": 2 * PAGE}
     assert readable(l1, [key(number, "alice") for number in range(3)]) == [key(1, "alice"), key(2, "alice")]
