@@ -8,6 +8,8 @@ power cut may cost is found out by the checksums when an adapter is scanned or a
 
 import errno
 import inspect
+import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +21,8 @@ from engine.l2.dax.slots import PAGE, key_text
 from engine.l2.dax.store import Device, State, Store
 from engine.l2.reconfigure import Reconfigured, ReconfigureError
 from engine.object_key import ObjectKey
+
+logger = logging.getLogger(__name__)
 
 _GIB = 1 << 30
 
@@ -156,17 +160,28 @@ class DaxAdapter(L2Adapter):
     def add(self, device_path: str, size: int | str) -> Reconfigured:
         """See engine.l2.dax.changes."""
         self._check_hotplug()
-        return self._changes.add(device_path, size)
+        done = self._changes.add(device_path, size)
+        self._tell_of_size("added", device_path, parse_size(size))
+        return done
 
     def remove(self, device_path: str, mode: str = "migrate", force: bool = False) -> Reconfigured:
         """See engine.l2.dax.changes."""
         self._check_hotplug()
-        return self._changes.remove(device_path, mode, force=force)
+        done = self._changes.remove(device_path, mode, force=force)
+        if self._configured_size(device_path) is not None:
+            logger.warning(
+                "device %s was %s until the next start alone: take it out of `devices` of the dax adapter in the"
+                " configuration (l2_adapter), or it is in use again then, and if it is gone the start fails",
+                device_path, "drained" if mode == "drain" else "removed",
+            )  # fmt: skip
+        return done
 
     def resize(self, device_path: str, size: int | str, mode: str = "migrate", force: bool = False) -> Reconfigured:
         """See engine.l2.dax.changes."""
         self._check_hotplug()
-        return self._changes.resize(device_path, size, mode, force=force)
+        done = self._changes.resize(device_path, size, mode, force=force)
+        self._tell_of_size("resized", device_path, parse_size(size))
+        return done
 
     def check(self) -> None:
         """Raises AssertionError when the tables disagree."""
@@ -181,6 +196,21 @@ class DaxAdapter(L2Adapter):
                     device.taken.clear()
                     device.live = 0
                     device.leave(State.CLOSED)
+
+    def _configured_size(self, device_path: str) -> int | None:
+        return self._config.sizes().get(os.path.realpath(device_path))
+
+    def _tell_of_size(self, done: str, device_path: str, size: int) -> None:
+        """Says what the configuration lacks for a device to be the same after the next start."""
+        configured = self._configured_size(device_path)
+        if configured == size:
+            return
+        entry = json.dumps({"device_path": device_path, "size": size})
+        logger.warning(
+            "device %s was %s until the next start alone: `devices` of the dax adapter in the configuration"
+            " (l2_adapter) %s, write %s there, or what it stores is not found again",
+            device_path, done, "does not name it" if configured is None else f"gives it {configured} bytes", entry,
+        )  # fmt: skip
 
     def _check_hotplug(self) -> None:
         if not self._config.hotplug_enabled:
