@@ -13,13 +13,15 @@ meets the same fate in every run, whatever other verbs do and whichever rates of
 """
 
 import dataclasses
+import json
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 from engine.l2.base import Buffers, ConnectionFault, L2Adapter, StorageFull, Stored, total_bytes
+from engine.l2.reconfigure import Reconfigured, ReconfigureError
 from engine.object_key import ObjectKey
 
 MAX_LATENCY_S = 3600.0
@@ -79,6 +81,8 @@ class FaultAdapter(L2Adapter):
 
     type_name: ClassVar[str] = "fault"
     config_class = FaultConfig
+    #: What `reconfigure` takes, and `status`.
+    supported_operations: ClassVar[tuple[str, ...]] = ("status", "set")
 
     def __init__(self, config: FaultConfig, inner: L2Adapter) -> None:
         """Owns `inner` from now on."""
@@ -162,6 +166,29 @@ class FaultAdapter(L2Adapter):
             "inner": {"type": self.inner.type_name, **self.inner.describe()},
         }
 
+    def status(self) -> dict[str, object]:
+        """The `status` of this adapter's entry in GET /reconfigure/fault/status."""
+        return {
+            "faults": dataclasses.asdict(self.faults()),
+            "injected": self.injected(),
+            "inner": self.inner.type_name,
+        }
+
+    @staticmethod
+    def check_operation(operation: str, fields: Mapping[str, object]) -> None:
+        """What can be said of an operation without an adapter. Raises ReconfigureError."""
+        if operation != "set":
+            raise ReconfigureError("bad_request", f"unsupported fault reconfigure operation: {operation}")
+        _changed(Faults(), fields)
+
+    def reconfigure(self, operation: str, fields: Mapping[str, object]) -> Reconfigured:
+        """`set` changes the faults that it names. Raises ReconfigureError."""
+        self.check_operation(operation, fields)
+        with self._lock:
+            self._faults = faults = _changed(self._faults, fields)
+            self._wake()
+        return Reconfigured({"status": "ok", "operation": "set", "faults": dataclasses.asdict(faults)})
+
     def close(self) -> None:
         self.set_faults(Faults())
         self.inner.close()
@@ -206,6 +233,25 @@ class FaultAdapter(L2Adapter):
     def _wake(self) -> None:
         self._changed.set()
         self._changed = threading.Event()
+
+
+def _changed(faults: Faults, fields: Mapping[str, object]) -> Faults:
+    """`faults` with these others. Raises ReconfigureError."""
+    known = sorted(entry.name for entry in dataclasses.fields(Faults))
+    if not fields:
+        raise ReconfigureError("bad_request", f"set names none of {', '.join(known)}")
+    values: dict[str, float] = {}
+    for name, value in fields.items():
+        if name not in known:
+            raise ReconfigureError("bad_request", f"unknown field {name[:64]!r}; known are {', '.join(known)}")
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise ReconfigureError("bad_request", f"{name} is {json.dumps(value)[:80]}, allowed is a number")
+        values[name] = value
+    try:
+        changed = dataclasses.replace(faults, **values)
+    except ValueError as error:
+        raise ReconfigureError("bad_request", str(error)[:300]) from error
+    return Faults(**{name: float(value) for name, value in dataclasses.asdict(changed).items()})
 
 
 def _flip(buffers: Buffers, bit: int) -> None:

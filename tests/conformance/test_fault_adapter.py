@@ -1,5 +1,6 @@
 """The adapter that fails on purpose: transparent at rate zero, and as wrong as it was told to be."""
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from engine.l2.base import ConnectionFault, StorageFull
 from engine.l2.fault_adapter import FaultAdapter, FaultConfig, Faults
 from engine.l2.fs_adapter import FsAdapter, FsConfig
 from engine.l2.memory_adapter import MemoryAdapter, MemoryConfig
+from engine.l2.reconfigure import Reconfigurable, ReconfigureError
 from engine.l2.record import HEADER_BYTES, Verdict, verify
 from engine.l2.registry import open_adapter
 from tests.conformance.l2_conformance import FINGERPRINT, KEY, L2Conformance, Raw, load, payload, store
@@ -19,6 +21,7 @@ from tests.conformance.test_fs_adapter import RawFiles
 from tests.waiting import wait_for
 
 INNER = {"type": "memory"}
+NO_FAULTS = dataclasses.asdict(Faults())
 
 
 class TestFaultless(L2Conformance):
@@ -183,3 +186,39 @@ def test_the_registry_opens_the_inner_adapter(tmp_path: Path) -> None:
 def test_a_wrong_configuration_stops_the_start(fields: dict[str, object], message: str) -> None:
     with pytest.raises(StartError, match=message.replace("(", r"\(")):
         open_adapter("fault", fields)
+
+
+def test_faults_are_switched_at_runtime_and_the_others_stay() -> None:
+    adapter = faulty(error_rate=1.0, latency_rate=0.25)
+    assert isinstance(adapter, Reconfigurable)
+    assert fails(lambda: adapter.exists(KEY))
+
+    answer = adapter.reconfigure("set", {"error_rate": 0, "full_rate": 1})
+
+    faults = {**NO_FAULTS, "latency_rate": 0.25, "full_rate": 1.0}
+    assert answer.body == {"status": "ok", "operation": "set", "faults": faults}
+    assert adapter.status() == {"faults": faults, "injected": adapter.injected(), "inner": "memory"}
+    assert adapter.injected()["error"] == 1
+    assert not fails(lambda: adapter.exists(KEY))
+
+
+@pytest.mark.parametrize(
+    ("operation", "fields", "message"),
+    [
+        ("grow", {}, "unsupported fault reconfigure operation: grow"),
+        ("set", {"colour": 1}, "unknown field 'colour'; known are error_rate"),
+        ("set", {"seed": 1}, "unknown field 'seed'"),
+        ("set", {"error_rate": 1.5}, "error_rate is 1.5, allowed is 0 to 1"),
+        ("set", {"error_rate": True}, "error_rate is true, allowed is a number"),
+        ("set", {"latency_s": "1"}, "latency_s is"),
+        ("set", {"latency_s": float("nan")}, "latency_s is nan"),
+        ("set", {}, "set names none of"),
+    ],
+)
+def test_a_wrong_change_changes_nothing(operation: str, fields: dict[str, object], message: str) -> None:
+    adapter = faulty(error_rate=0.5)
+
+    with pytest.raises(ReconfigureError, match=message) as refusal:
+        adapter.reconfigure(operation, fields)
+    assert refusal.value.code == "bad_request"
+    assert adapter.faults() == Faults(error_rate=0.5)
