@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from workers.errors import EXIT_CANNOT_START
+
 logger = logging.getLogger(__name__)
 
 PR_SET_PDEATHSIG = 1
@@ -116,9 +118,11 @@ class Child:
             self._back_off_s = FIRST_BACK_OFF_S
         self.failures_in_a_row += not self.is_ready
         self.is_ready = False
+        is_hopeless = code == EXIT_CANNOT_START and not self.was_ready
+        what_next = "trying again will not help" if is_hopeless else f"starting it again in {self._back_off_s:.1f} s"
         logger.error(
-            "%s (process %d) ended with %s after %.1f s, starting it again in %.1f s",
-            self.name, self.pid, describe_exit(code), lived_s, self._back_off_s,
+            "%s (process %d) ended with %s after %.1f s, %s",
+            self.name, self.pid, describe_exit(code), lived_s, what_next,
         )  # fmt: skip
         self._start_again_at = time.monotonic() + self._back_off_s
         self._back_off_s = min(LONGEST_BACK_OFF_S, self._back_off_s * 2)

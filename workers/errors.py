@@ -8,6 +8,10 @@ class CannotStart(Exception):
     """The text is for the operator: it names the setting, its value, and what is wrong."""
 
 
+class WillNotStart(CannotStart):
+    """Another try would not help: the process ends with EXIT_CANNOT_START."""
+
+
 class CommandRefused(Exception):
     """A command's answer is a failure of this kind: one of contract.errors.FAILURE_CODES."""
 

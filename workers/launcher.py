@@ -8,6 +8,7 @@ exit code  meaning
 ---------  --------------------------------------------
 0          stopped as asked
 1          could not start; the last line says why
+78         the same, and trying again will not help
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ from contract.settings import ENVIRONMENT_PREFIX, SettingError, Settings, load_s
 from contract.version import COMMIT_VARIABLE
 from workers import embedded_redis
 from workers.child import Child, ChildPlan
-from workers.errors import EXIT_CANNOT_START, CannotStart
+from workers.errors import EXIT_CANNOT_START, CannotStart, WillNotStart
 from workers.logs import set_up_logging
 from workers.ownership import lock_file
 from workers.ports import answers_http, check_port, http_url
@@ -224,7 +225,9 @@ class Launcher:
             code = child.check()
             if code is None or child.was_ready:
                 continue
-            if code == EXIT_CANNOT_START or child.failures_in_a_row >= START_ATTEMPTS:
+            if code == EXIT_CANNOT_START:
+                raise WillNotStart(f"{child.name} could not start{self._reason(child)}")
+            if child.failures_in_a_row >= START_ATTEMPTS:
                 raise CannotStart(f"{child.name} could not start{self._reason(child)}")
 
     def _reason(self, child: Child) -> str:
@@ -268,6 +271,6 @@ def run_server(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         launcher.run()
     except (SettingError, CannotStart) as error:
         logger.error("cannot start: %s", error)
-        return 1
+        return EXIT_CANNOT_START if isinstance(error, WillNotStart) else 1
     logger.info("stopped")
     return 0

@@ -17,6 +17,7 @@ import pytest
 
 from tests.stack import ROOT, Larder, RedisServer, answers, free_port
 from tests.waiting import wait_for
+from workers.errors import EXIT_CANNOT_START
 
 pytestmark = pytest.mark.redis
 READY = re.compile(r"launcher: (\w+) is ready(?: again)? after [\d.]+ s \(process (\d+)\)")
@@ -42,11 +43,11 @@ def set_quota(larder: Larder, salt: str, limit_gb: float) -> bool:
         return False
 
 
-def failed_start(larder: Larder) -> str:
-    """The log of a start that must fail."""
+def failed_start(larder: Larder, code: int = 1) -> str:
+    """The log of a start that must fail with this exit code."""
     larder.launch()
     assert larder.process is not None
-    assert larder.process.wait(60) == 1
+    assert larder.process.wait(60) == code
     return larder.log_tail(1000)
 
 
@@ -207,8 +208,9 @@ def test_a_bad_setting_is_named(tmp_path: Path, settings: dict[str, str], text: 
 
 
 def test_a_pool_without_room_stops_the_start_with_the_engines_words(tmp_path: Path) -> None:
-    log = failed_start(Larder(tmp_path / "larder", l1_size_gb=900_000))
+    log = failed_start(Larder(tmp_path / "larder", l1_size_gb=900_000), EXIT_CANNOT_START)
 
+    assert "starting it again" not in log
     assert "engine could not start" in log
     assert re.search(r"engine: cannot start: .*l1_size_gb", log)
 
