@@ -3,6 +3,7 @@
 `adapter_index` counts the reconfigurable adapters of one backend; `l2_adapter_index` is the place among all.
 """
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 
@@ -77,7 +78,8 @@ def _change(tier: Tier, operation: str, fields: Mapping[str, object]) -> Reconfi
         return tier.adapter.reconfigure(operation, fields)
     except ReconfigureError as error:
         _learn(tier, error.deleted, ())
-        logger.warning("L2 adapter %s: %s refused: %s", tier.label, operation, str(error))
+        details = json.dumps({**fields, **error.fields}, default=str)[:MAX_WORDS]
+        logger.warning("L2 adapter %s: %s refused: %s %s", tier.label, operation, str(error), details)
         raise
 
 

@@ -209,3 +209,12 @@ def test_the_catalog_learns_what_was_deleted_before_a_refusal(dax: Tier, tmp_pat
     assert agrees(dax)
     assert len(dax.catalog) == 0
     dax.adapter._store.give_back(leased[0])
+
+
+def test_a_refusal_is_logged_with_the_device_and_the_reason(dax: Tier, caplog: pytest.LogCaptureFixture) -> None:
+    refusal([dax], "dax", "add", 0, {"device_path": "/nowhere/dax9", "size": 1 << 20})
+
+    line = next(message for message in caplog.messages if "refused" in message)
+    assert "add refused: failed to map DAX device" in line
+    assert "/nowhere/dax9" in line
+    assert "No such file" in line
