@@ -46,10 +46,13 @@ def adapter_class(type_name: str) -> Any:
     return getattr(importlib.import_module(module_name), class_name)
 
 
-def read_config(type_name: str, config_class: type, fields: Mapping[str, Any]) -> Any:
-    """The adapter's configuration. Raises StartError for an unknown, missing or wrongly typed field."""
+def read_config(type_name: str, config_class: type, fields: Mapping[str, Any], where: str = "") -> Any:
+    """The configuration of an adapter, or of what `where` names.
+
+    Raises StartError for an unknown, missing or wrongly typed field.
+    """
     known = {field.name: field for field in dataclasses.fields(config_class)}
-    where = f"l2_adapter {type_name!r}"
+    where = where or f"l2_adapter {type_name!r}"
     for name in fields:
         if name not in known:
             raise StartError(f"{where}: unknown field {name!r}; known are {', '.join(sorted(known))}")

@@ -94,7 +94,7 @@ class Tier:
 
     def open(self) -> None:
         """Connects to the storage; nothing else works before. Raises StartError."""
-        self.codec = open_codecs(self.spec.serde)
+        self.codec = open_codecs(self.spec.serde, f"l2_adapter {self.type_name!r}")
         self.adapter = open_adapter(self.spec.type_name, self.spec.fields)
 
     # ---- what may be asked for

@@ -15,11 +15,18 @@ CODECS = {
 }
 
 
-def open_codecs(steps: Sequence[Mapping[str, Any]]) -> Codec | None:
+def open_codecs(steps: Sequence[Mapping[str, Any]], where: str = "") -> Codec | None:
     """The codec of an adapter's `serde`: `[{"type": "zstd", ...}, ...]` in the order of encoding; None for none.
 
-    Raises StartError naming the codec, the field and what is allowed.
+    Raises StartError naming the codec, the field and what is allowed; it begins with `where`, the adapter.
     """
+    try:
+        return _open_all(steps)
+    except StartError as error:
+        raise StartError(f"{where}: {error}" if where else str(error)) from error
+
+
+def _open_all(steps: Sequence[Mapping[str, Any]]) -> Codec | None:
     codecs = [_open(step) for step in steps]
     names = [codec.name for codec in codecs]
     if "aesgcm" in names[:-1]:
@@ -37,6 +44,6 @@ def _open(step: Mapping[str, Any]) -> Codec:
     codec_class = getattr(importlib.import_module(module_name), class_name)
     fields = {field: value for field, value in step.items() if field != "type"}
     try:
-        return cast(Codec, codec_class(read_config(name, codec_class.config_class, fields)))
+        return cast(Codec, codec_class(read_config(name, codec_class.config_class, fields, f"serde {name!r}")))
     except (OSError, ValueError) as error:
         raise StartError(f"serde {name!r}: {error}") from error

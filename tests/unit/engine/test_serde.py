@@ -250,3 +250,10 @@ def test_a_key_file_that_will_not_do_is_refused_without_its_content(
         AesGcmCodec(AesGcmConfig(str(path)))
 
     assert content.decode() not in str(caught.value)
+
+
+@pytest.mark.parametrize("step", [{"type": "aesgcm"}, {"type": "zstd", "level": "high"}, {"type": "rot13"}])
+def test_a_mistake_names_the_codec_and_the_adapter(step: dict[str, object]) -> None:
+    with pytest.raises(StartError, match="^l2_adapter 's3': serde.*" + str(step["type"])) as mistake:
+        open_codecs([step], "l2_adapter 's3'")
+    assert str(mistake.value).count("l2_adapter") == 1
