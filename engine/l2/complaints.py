@@ -28,6 +28,5 @@ class Complaints:
                 return
             self._last, silenced, self._silenced = now, self._silenced, 0
         digest = key.chunk_hash.hex()[:16]
-        logger.warning(
-            "%s: could not %s object %s…: %s (%d more not shown)", self._who, verb, digest, str(error)[:300], silenced
-        )
+        more = f" ({silenced} more not shown)" if silenced else ""
+        logger.warning("%s: could not %s object %s…: %s%s", self._who, verb, digest, str(error)[:300], more)
