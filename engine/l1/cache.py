@@ -147,12 +147,11 @@ class L1Cache:
         if self._reservations.pop(reservation.number, None) is None:
             return False
         granted = reservation.granted
-        complete = self._clock() < reservation.deadline
+        complete = self._clock() < reservation.deadline and all(entry.state is State.WRITING for entry in granted)
         for entry in reversed(granted):
-            if entry.state is State.WRITING and complete:
+            if complete:
                 self._index.make_ready(entry)
             else:
-                complete = False
                 self._drop_writing(entry)
         return complete
 
