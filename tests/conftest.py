@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.leaks import RUN_MARK, Census, leaks_since
+from tests.leaks import RUN_MARK, SIDE_BY_SIDE, Census, leaks_since
 from tests.stack import (
     EngineProcess,
     Larder,
@@ -17,6 +17,8 @@ from tests.stack import (
     redis62_binary,
 )
 
+if SIDE_BY_SIDE in os.environ:
+    os.environ[RUN_MARK] = str(os.getpid())
 os.environ.setdefault(RUN_MARK, str(os.getpid()))
 
 REDIS_BINARIES = {"redis": embedded_redis_binary, "redis62": redis62_binary}

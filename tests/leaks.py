@@ -20,6 +20,8 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 
 RUN_MARK = "PYTEST_LARDER_RUN"
+#: Set in the environment of tests that run side by side with those of other processes.
+SIDE_BY_SIDE = "PYTEST_XDIST_WORKER"
 SHARED_MEMORY_DIR = Path("/dev/shm")
 SETTLING_TIME_S = 5.0
 
@@ -122,7 +124,9 @@ def _open_elsewhere(name: str) -> bool:
     if not path.exists():
         return True
     ours = {*_processes_of_this_run(), os.getpid()}
-    return any(_has_open(pid, str(path)) for pid in _pids() if pid not in ours)
+    holders = [pid for pid in _pids() if _has_open(pid, str(path))]
+    # Side by side with others, what nobody holds may be what a process of theirs was killed with.
+    return any(pid not in ours for pid in holders) or (not holders and SIDE_BY_SIDE in os.environ)
 
 
 def _has_open(pid: int, path: str) -> bool:

@@ -195,7 +195,18 @@ def test_memory_of_another_kind_is_refused_by_name(kind):
         descriptor(metadata={"dtype": "float16", "shape": [1 << 40], "stride": [0], "storage_offset": 0}),
         {"type": "cpu_shm"},
     ],
-    ids=repr,
+    ids=[
+        "unknown-ext",
+        "pickle",
+        "deep-pickle",
+        "long-pickle",
+        "version",
+        "negative-bytes",
+        "too-many-bytes",
+        "dtype",
+        "stride",
+        "no-fields",
+    ],
 )
 def test_a_malformed_descriptor_is_refused(item):
     with pytest.raises(BadRequest):
