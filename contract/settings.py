@@ -80,7 +80,7 @@ class Settings:
         0, rules.integer(0, 1024**5), "bytes of L1 that may wait for being written to L2; 0 = a quarter of L1"
     )
     write_back_drain_seconds: float = _setting(
-        10.0, rules.number(least=0), "how long a stop waits for what is still to be written to L2"
+        10.0, rules.number(least=0, most=86400), "how long a stop waits for what is still to be written to L2"
     )
     l2_lookup_deadline_seconds: float = _setting(
         2.0, rules.number(above=0, most=60), "time after which a lookup is answered with what L2 has brought by then"

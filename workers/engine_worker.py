@@ -254,7 +254,10 @@ class EngineWorker:
             self._heartbeat.set_state("draining")
             logger.info("stopping")
         for undo in reversed(self._undo):
-            undo()
+            try:
+                undo()
+            except Exception:  # what is left must be undone all the same: the pool, the storages
+                logger.exception("a part did not stop as it should")
         self._heartbeat.stop(forget=forget)
         self._redis.close()
         self._blocking_redis.close()

@@ -129,6 +129,7 @@ class Launcher:
     def _redis_plan(self) -> ChildPlan:
         directory = Path(self._settings.data_dir) / "redis"
         directory.mkdir(parents=True, exist_ok=True)
+        directory.chmod(0o700)  # its files hold commands and token ids, and are made for all to read
         (directory / embedded_redis.LOG_FILE).unlink(missing_ok=True)
         argv = embedded_redis.command(embedded_redis.find_binary(), self._settings.redis_port, directory)
         return ChildPlan("redis", argv, self._environ_without_ours(), directory, self._redis_answers, 15.0)

@@ -87,6 +87,7 @@ def test_a_clean_stop_leaves_the_data_directory_alone_and_a_start_finds_it(larde
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", port)) != 0
     data = Path(str(larder.settings["data_dir"]))
+    assert (data / "redis").stat().st_mode & 0o777 == 0o700
     assert [path for path in data.rglob("*") if stat.S_ISSOCK(path.stat().st_mode)] == []
     assert sorted(path.name for path in (data / "run").iterdir()) == ["engine.lock", "launcher.lock"]
 
