@@ -5,7 +5,7 @@ import subprocess
 import threading
 from pathlib import Path
 
-from tests.leaks import RUN_MARK, Census
+from tests.leaks import RUN_MARK, SIDE_BY_SIDE, Census
 from tests.waiting import wait_for
 
 
@@ -61,7 +61,8 @@ def test_a_grandchild_that_lost_its_parent_is_found_by_its_mark() -> None:
     assert left == [f"process {pid}: sleep 60"]
 
 
-def test_a_shared_memory_entry_is_named() -> None:
+def test_a_shared_memory_entry_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(SIDE_BY_SIDE, raising=False)
     name = f"leak-test-{os.getpid()}"
     before = Census.take()
     Path("/dev/shm", name).touch(mode=0o600)

@@ -81,7 +81,7 @@ def test_a_bypassed_adapter_is_neither_asked_nor_written(engine: Engine) -> None
     wait_for(lambda: counters["bypassed"]._value.get() == 2, 10, "the two new chunks were left out")
     assert stored_in_l2(engine) == 2
 
-    assert engine.steering.set_bypass("0-memory", False) == ("0-memory", True)
+    assert engine.steering.set_bypass("0-memory", False) == (engine.l2.tiers[0].label, True)
     engine.clear(force=True)
     assert found(engine, 4, "again") == 2
 
@@ -189,3 +189,18 @@ def test_the_number_of_different_chunks_is_estimated_well() -> None:
 
     assert statistics.describe()["total_chunks"] == 400_000
     assert abs(int(str(statistics.describe()["unique_chunks"])) - 200_000) < 1000
+
+
+def test_what_is_switched_off_shows_in_the_status_and_in_the_metrics(engine: Engine) -> None:
+    def shown() -> tuple[object, object, list[str]]:
+        names = ("larder_frozen", "larder_l2_bypassed")
+        lines = sorted(line for line in engine.metrics_text().splitlines() if line.startswith(names))
+        return engine.status()["frozen"], engine.status()["hot_cache"], [line.rpartition(" ")[2] for line in lines]
+
+    assert shown() == (False, True, ["0.0", "0.0"])
+    engine.steering.set_frozen(True)
+    engine.steering.set_hot(False)
+    assert shown() == (True, False, ["1.0", "0.0"])
+    engine.steering.set_frozen(False)
+    engine.steering.set_bypass(engine.l2.tiers[0].label, True)
+    assert shown() == (False, False, ["0.0", "1.0"])
