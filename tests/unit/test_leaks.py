@@ -5,6 +5,8 @@ import subprocess
 import threading
 from pathlib import Path
 
+import pytest
+
 from tests.leaks import RUN_MARK, SIDE_BY_SIDE, Census
 from tests.waiting import wait_for
 
