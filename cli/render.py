@@ -109,7 +109,7 @@ def cell_text(value: object) -> str:
 
 def style_of(cell: str) -> str:
     """Green for what is well, red for what is not."""
-    if "UNHEALTHY" in cell or "SUSPENDED" in cell:
+    if any(word in cell for word in ("UNHEALTHY", "SUSPENDED", "FROZEN")):
         return "bold red"
     word = re.split(r"[ ,:]", cell, maxsplit=1)[0].lower()
     if word in ("healthy", "ok", "closed", "completed"):

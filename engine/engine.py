@@ -342,6 +342,8 @@ class Engine:
             "started_at": self.started_at,
             "active_sessions": len(self.sessions),
             "active_prefetch_jobs": len(self.l2.warm_jobs),
+            "frozen": self.steering.switches.frozen,
+            "hot_cache": self.steering.is_hot,
             **status.worker_report(self.config, self.registrations.all()),
             "quotas": self.tenants.report(),
             "unhealthy_threads": self.threads.unhealthy(),
@@ -368,5 +370,6 @@ class Engine:
         values["sessions"] = len(self.sessions)
         values["workers"] = len(self.registrations.all())
         values["quotas"] = len(self.quota_table.all())
+        values["frozen"] = self.steering.switches.frozen
         values["quotas_suspended"] = self.tenants.suspended_because is not None
         return values

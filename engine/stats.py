@@ -34,6 +34,7 @@ _GAUGES = {
     "reservations": ("larder_l1_reservations", "Batches of objects being written."),
     "doomed_objects": ("larder_l1_doomed_objects", "Objects out of sight whose slots somebody still holds."),
     "doomed_bytes": ("larder_l1_doomed_bytes", "Bytes of their slots."),
+    "frozen": ("larder_frozen", "1: an operator froze the cache, nothing is stored."),
     "sessions": ("larder_sessions", "Requests that are remembered."),
     "workers": ("larder_registered_workers", "Workers of inference engines that are registered."),
     "quotas": ("larder_quotas", "Cache salts with a quota."),

@@ -59,6 +59,7 @@ def _print_report(call: Call, report: Report) -> None:
     if started_at:
         pairs.append(("engine up", duration(max(0.0, time.time() - started_at))))
     pairs.append(("chunks", f"{report['chunk_size']} tokens, named by {report['hash_algorithm']}"))
+    pairs += switched_pairs(report)
     pairs += l1_pairs(storage)
     pairs.append(("quotas", quota_line(report.get("quotas", {}))))
     sessions, jobs = report["active_sessions"], report["active_prefetch_jobs"]
@@ -73,6 +74,18 @@ def _print_report(call: Call, report: Report) -> None:
         say()
         heading("Clients")
         print_table(("instance", "model", ">world size", "copies"), clients)
+
+
+def switched_pairs(report: Report) -> list[tuple[str, object]]:
+    """A line on what is switched off; none while all is on."""
+    off = []
+    if report.get("frozen"):
+        off.append("FROZEN: nothing is stored, only L1 answers")
+    if report.get("hot_cache") is False:
+        off.append("hot cache off: what is in L2 leaves L1")
+    adapters = report["storage_manager"].get("l2_adapters", ())
+    off += [f"L2 adapter {adapter_label(adapter)} bypassed" for adapter in adapters if adapter.get("bypassed")]
+    return [("switched", "; ".join(off))] if off else []
 
 
 def l1_pairs(storage: Report) -> list[tuple[str, object]]:

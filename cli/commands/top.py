@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.commands.health import L2_COLUMNS, complaints, l1_pairs, l2_rows, quota_line
+from cli.commands.health import L2_COLUMNS, complaints, l1_pairs, l2_rows, quota_line, switched_pairs
 from cli.errors import OK, UNHEALTHY, CliError
 from cli.options import Call, remote
 from cli.render import (
@@ -106,6 +106,7 @@ def overview(call: Call, sample: Sample, rates: Rates) -> list[tuple[str, object
     taken = "" if rates.commands_per_s is None else f", {_rate(rates.commands_per_s)} commands taken"
     return [
         ("server", f"{call.address.shown}  {well}"),
+        *switched_pairs(status),
         *l1_pairs(storage)[:2],
         ("hits", _hits(sample, rates)),
         *(

@@ -26,6 +26,7 @@ GAUGES = {
     "capacity_bytes": ("larder_l2_capacity_bytes", "Bytes the storage offers; 0 when it does not say."),
     "breaker_state": ("larder_l2_breaker_state", "0 closed, 1 half-open, 2 open."),
     "breaker_opened": ("larder_l2_breaker_opened", "How often the breaker opened since the start."),
+    "bypassed": ("larder_l2_bypassed", "1: an operator bypasses the adapter, it is neither asked nor written."),
     "catalog_complete": ("larder_l2_catalog_complete", "1 once the scan of the storage is over."),
     "catalog_scanned": ("larder_l2_catalog_scanned_objects", "Objects that the scan has found so far."),
     "running_calls": ("larder_l2_running_calls", "Calls to the storage under way."),

@@ -16,6 +16,7 @@ def tier_gauges(tier: "Tier") -> dict[str, float]:
         "capacity_bytes": tier.capacity_bytes or 0,
         "breaker_state": ("closed", "half_open", "open").index(state),
         "breaker_opened": tier.breaker.times_opened,
+        "bypassed": tier.bypassed,
         "catalog_complete": tier.catalog.complete,
         "catalog_scanned": tier.catalog.scanned,
         "running_calls": len(tier.calls),

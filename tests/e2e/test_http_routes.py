@@ -49,6 +49,8 @@ def test_the_fixed_keys_of_status(stack: Stack) -> None:
         "chunk_size": int,
         "hash_algorithm": str,
         "active_sessions": int,
+        "frozen": bool,
+        "hot_cache": bool,
         "registered_gpu_ids": list,
         "cache_context_meta": dict,
         "active_prefetch_jobs": int,
