@@ -2,6 +2,7 @@
 
 import logging
 import os
+from dataclasses import replace
 
 from app import create_app
 from app.backend import QueueBackend
@@ -19,7 +20,7 @@ logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s 
 commit_id()  # read now: a checkout that changes later does not change what runs
 
 app = create_app(
-    AppConfig.from_settings(settings),
+    replace(AppConfig.from_settings(settings), multiprocess_metrics=True),
     QueueBackend(
         settings.effective_redis_url,
         Keys(settings.instance_id),

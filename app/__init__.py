@@ -33,7 +33,7 @@ def create_app(config: AppConfig, backend: Backend, categories: tuple[str, ...])
     app.url_map.merge_slashes = False
     app.extensions[EXTENSION] = backend
     app.extensions[CONFIG] = config
-    registry = app.extensions[REGISTRY] = metrics.install(app)
+    registry = app.extensions[REGISTRY] = metrics.install(app, multiprocess=config.multiprocess_metrics)
     app.extensions[loops.EXTENSION] = []
     app.extensions[baseline.EXTENSION] = baseline.Baselines()
     autoload.load_blueprints(app, categories)

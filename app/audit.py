@@ -11,6 +11,7 @@ from collections.abc import Callable
 from flask import Flask, Response, g, request
 from prometheus_client import CollectorRegistry, Counter
 
+from app.own_metrics import OwnCounter, OwnRegistry
 from app.policy import Level
 from contract.errors import RedisAway
 from contract.masking import mask_query
@@ -98,7 +99,8 @@ def _entry(caller: str, status: int) -> Entry:
 
 def install(app: Flask, write: Callable[[list[Entry]], None], registry: CollectorRegistry) -> AuditTrail:
     """Notes every admin request of the app from here on. The caller closes the trail."""
-    lost = Counter("larder_audit_lost", "Admin actions that could not be noted in the audit stream", registry=registry)
+    counter = OwnCounter if isinstance(registry, OwnRegistry) else Counter
+    lost = counter("larder_audit_lost", "Admin actions that could not be noted in the audit stream", registry=registry)
     trail = AuditTrail(write, lost.inc)
 
     @app.after_request

@@ -18,6 +18,8 @@ class AppConfig:
     read_token: str = ""
     max_body_bytes: int = MAX_BODY_BYTES
     run_script_enabled: bool = False
+    #: Metrics of all workers together, in the files of PROMETHEUS_MULTIPROC_DIR: for a process that is all ours.
+    multiprocess_metrics: bool = False
 
     @classmethod
     def from_settings(cls, settings: "Settings") -> "AppConfig":

@@ -2,7 +2,8 @@
 
 Under gunicorn the counts of all workers lie in files of PROMETHEUS_MULTIPROC_DIR. Each worker writes under the number
 of its place among the workers, not its pid: who takes the place of a killed worker goes on with its
-counts, and the number of files is bounded by the number of workers.
+counts, and the number of files is bounded by the number of workers. Everywhere else the counts are in this process's
+memory, also where that variable is set: the files there are the host's, whose metrics know nothing of ours.
 """
 
 import logging
@@ -17,6 +18,7 @@ from prometheus_flask_exporter import PrometheusMetrics
 
 from app.backend import Backend
 from app.baseline import ENGINE, WEB, Baselines, as_text, samples_of, subtract
+from app.own_metrics import OwnRegistry
 from contract.commands import PublishMetrics
 from contract.errors import EngineAway, RedisAway
 from contract.snapshots import METRICS, Snapshot
@@ -43,12 +45,16 @@ class HttpMetrics(PrometheusMetrics):
         """Leaves out the exporter's note on its own version: a gauge per worker that tells nothing."""
 
 
-def install(app: Flask) -> CollectorRegistry:
-    """Counts every request of the app from here on. Returns the registry for further metrics of the app."""
-    if MULTIPROCESS_DIR in os.environ:
+def install(app: Flask, *, multiprocess: bool) -> CollectorRegistry:
+    """Counts every request of the app from here on. Returns the registry for further metrics of the app.
+
+    `multiprocess`: where PROMETHEUS_MULTIPROC_DIR is set, all metrics of this process lie there under its place.
+    """
+    registry: CollectorRegistry = OwnRegistry()
+    if multiprocess and MULTIPROCESS_DIR in os.environ:
         os.makedirs(os.environ[MULTIPROCESS_DIR], exist_ok=True)
         values.ValueClass = values.MultiProcessValue(process_identifier=_worker_place)
-    registry = CollectorRegistry()
+        registry = CollectorRegistry()
     HttpMetrics(app, path=None, defaults_prefix="larder", group_by=route, buckets=BUCKETS_S, registry=registry)
     _count_errors(app, registry)
     app.wsgi_app = _OnlyKnownMethods(app.wsgi_app)  # type: ignore[method-assign]
@@ -57,10 +63,12 @@ def install(app: Flask) -> CollectorRegistry:
 
 def _count_errors(app: Flask, registry: CollectorRegistry) -> None:
     global _errors
-    _errors = errors = Counter(
+    errors = Counter(
         "larder_http_errors", "Requests that were answered with an error, by route and whose it is",
         ["method", "route", "kind"], registry=registry,
     )  # fmt: skip
+    if _is_shared(registry):
+        _errors = errors
 
     @app.after_request
     def count(response: Response) -> Response:
@@ -113,7 +121,7 @@ def render(backend: Backend, registry: CollectorRegistry, baselines: Baselines) 
     except RedisAway:
         redis_is_up = False
     baselines.follow(backend.metrics_baselines)
-    texts = [subtract(http_text, baselines.of(_group(), _run))]
+    texts = [subtract(http_text, baselines.of(_group(registry), _run))]
     gauges = [
         ("larder_engine_up", "Whether the engine is alive and ready", float(engine_is_up)),
         ("engine_up", "The same as larder_engine_up", float(engine_is_up)),
@@ -133,10 +141,10 @@ def reset(backend: Backend, registry: CollectorRegistry, baselines: Baselines) -
     snapshot = _latest_of_engine(backend)
     kept = {} if snapshot is None else {ENGINE: (snapshot.boot_id, samples_of(snapshot.body["text"]))}
     http_samples = samples_of(_http_text(registry))
-    if _group() == WEB:
+    if _group(registry) == WEB:
         kept[WEB] = (_run, http_samples)
     else:
-        baselines.keep(_group(), _run, http_samples)
+        baselines.keep(_group(registry), _run, http_samples)
     if kept:
         backend.write_metrics_baselines({group: as_text(run, samples) for group, (run, samples) in kept.items()})
 
@@ -150,8 +158,13 @@ def _latest_of_engine(backend: Backend) -> Snapshot | None:
     return backend.last_snapshot(METRICS)
 
 
-def _group() -> str:
-    return WEB if MULTIPROCESS_DIR in os.environ else "process"
+def _is_shared(registry: CollectorRegistry) -> bool:
+    """Whether it counts for all workers together."""
+    return not isinstance(registry, OwnRegistry)
+
+
+def _group(registry: CollectorRegistry) -> str:
+    return WEB if _is_shared(registry) else "process"
 
 
 def merge_families(texts: list[str]) -> str:
@@ -174,7 +187,7 @@ def merge_families(texts: list[str]) -> str:
 
 
 def _http_text(registry: CollectorRegistry) -> str:
-    if MULTIPROCESS_DIR in os.environ:
+    if _is_shared(registry):
         registry = CollectorRegistry()
         MultiProcessCollector(registry)
     return generate_latest(registry).decode()
