@@ -22,7 +22,7 @@ from typing import Any, Protocol
 from flask import Flask
 
 from app import close_app, create_app
-from app.access import ON_UNIX_SOCKET
+from app.access import ON_UNIX_SOCKET, is_loopback_host
 from app.backend import Backend
 from app.config import AppConfig
 from app.http_server import BoundedServer
@@ -116,6 +116,13 @@ class InternalAPIServer:
             self._server = self._make_server(self._app, listener)
             self._server.begin()
         logger.info("internal API server %d: %s", self._manager.internal_api_index, self.address)
+        if not self.socket_path and not is_loopback_host(config.host) and not config.admin_token:
+            logger.warning(
+                "internal API server %d listens on %s without an admin token: admin routes answer this machine only, "
+                "all others anybody; behind a proxy, a sidecar or a port-forward set a token",
+                self._manager.internal_api_index,
+                self.address,
+            )
 
     def stop(self) -> None:
         """Lets answers under way finish for a while, ends the rest, and removes the socket file."""

@@ -1,7 +1,7 @@
 """The backend of an internal API server in a process that has no engine: an inference process with a cache client.
 
-It needs no Redis. Log levels and metric baselines are this process's own; the audit goes to its log; what only an
-engine can answer is refused as if it were away.
+It needs no Redis. Log levels are the process's, whichever of its servers set them, and metric baselines this server's;
+the audit goes to the process's log; what only an engine can answer is refused as if it were away.
 """
 
 import json
@@ -16,7 +16,7 @@ from app.backend import QuotaState
 from contract.commands import Command
 from contract.engine_record import EngineRecord
 from contract.errors import EngineAway, QueueFull, RedisAway
-from contract.log_levels import MAX_LOGGERS
+from contract.log_levels import APPLIED
 from contract.prefetch_jobs import PrefetchStore
 from contract.snapshots import Snapshot
 
@@ -44,7 +44,6 @@ class LoneBackend:
 
     def __init__(self, side: ProcessSide) -> None:
         self._side = side
-        self._levels: dict[str, str] = {}
         self._baselines: dict[str, str] = {}
         self._lock = threading.Lock()
         self._places = threading.BoundedSemaphore(MAX_WAITING)
@@ -82,14 +81,10 @@ class LoneBackend:
         yield _refuse()
 
     def log_levels(self) -> dict[str, str]:
-        return dict(self._levels)
+        return APPLIED.levels()
 
     def set_log_level(self, name: str, level: str) -> bool:
-        with self._lock:
-            if name not in self._levels and len(self._levels) >= MAX_LOGGERS:
-                return False
-            self._levels[name] = level
-            return True
+        return APPLIED.apply(name, level)
 
     def queue_length(self) -> int:
         return 0

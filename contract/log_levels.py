@@ -85,7 +85,7 @@ class AppliedLevels:
     """Which levels this process has taken from the hash, and what they replaced. Any thread may call."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._applied: dict[str, str] = {}
         self._before: dict[str, tuple[int, dict[logging.Handler, int]]] = {}
 
@@ -99,6 +99,19 @@ class AppliedLevels:
                     self._set(name, level)
             for name in self._applied.keys() - wanted.keys():
                 self._restore(name)
+
+    def levels(self) -> dict[str, str]:
+        """Which are applied now: a `sync` with these changes nothing."""
+        with self._lock:
+            return dict(self._applied)
+
+    def apply(self, name: str, level: str) -> bool:
+        """Sets one, where no hash is followed; False when MAX_LOGGERS others have one."""
+        with self._lock:
+            if name not in self._applied and len(self._applied) >= MAX_LOGGERS:
+                return False
+            self._set(name, level)
+            return True
 
     def _set(self, name: str, level: str) -> None:
         logger = logging.getLogger(name)

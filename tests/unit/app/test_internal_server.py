@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from app.internal_server import InternalAPIServer
+from contract.log_levels import APPLIED
 from tests.internal_client import Manager, Side, ask, server
 from tests.stack import free_port
 from tests.waiting import wait_for
@@ -123,6 +124,27 @@ def test_servers_of_one_process_keep_separate_state(port: int) -> None:
     assert ask(port, "GET", "/conf").status == 200
 
 
+def test_servers_of_one_process_share_its_log_levels(port: int) -> None:
+    number, name = free_port(), "tests.shared_level"
+    second = server(1, port_start=number - 1)
+    second.start()
+    try:
+        assert ask(port, "GET", f"/loglevel?logger_name={name}&level=DEBUG").status == 200
+        for where in (number, port):
+            assert ask(where, "GET", f"/loglevel?logger_name={name}").body == f"{name}: DEBUG".encode()
+            assert f"{name}: DEBUG\n".encode() in ask(where, "GET", "/loglevel").body
+        assert ask(number, "GET", f"/loglevel?logger_name={name}.other&level=ERROR").status == 200
+        assert logging.getLogger(name).level == logging.DEBUG
+        # A level that this process took from elsewhere is no business of theirs either.
+        APPLIED.sync(lambda: {name: "CRITICAL"})
+        ask(port, "GET", "/loglevel")
+        assert logging.getLogger(name).level == logging.CRITICAL
+    finally:
+        second.stop()
+        APPLIED.sync(dict)
+    assert logging.getLogger(name).level == logging.NOTSET
+
+
 def test_run_serves_until_it_is_cancelled_and_returns_where_nothing_runs() -> None:
     number = free_port()
 
@@ -152,6 +174,32 @@ def test_all_its_threads_are_daemons(port: int) -> None:
 
 
 # ---- whom it lets in
+
+
+@pytest.mark.parametrize(
+    ("config", "warns"),
+    [
+        ({"host": "0.0.0.0"}, True),
+        ({"host": "0.0.0.0", "read_token": "read-secret"}, True),
+        ({"host": "0.0.0.0", "admin_token": "admin-secret"}, False),
+        ({"host": "localhost"}, False),
+        ({"host": "0.0.0.0", "socket_path_prefix": "socket"}, False),
+    ],
+)
+def test_an_open_door_is_announced(
+    config: dict[str, str],
+    warns: bool,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    one = server(1, port_start=(start := free_port() - 1), **config)
+    one.start()
+    one.stop()
+    said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(said) == warns
+    assert all(f"server 1 listens on http://0.0.0.0:{start + 1} without an admin token" in line for line in said)
 
 
 @pytest.mark.parametrize(
