@@ -73,7 +73,8 @@ class Tenants:
     def load(self, limits: Mapping[str, int], epoch: str = "") -> None:
         """Takes over the durable quotas; from now on they are enforced where the policy is IsolatedLRU.
 
-        `epoch` names the life of the durable quotas and their generation; "" when nobody keeps them, and nothing can be in doubt.
+        `epoch` names the life of the durable quotas and their generation; "" when nobody keeps them, and nothing can be
+        in doubt.
         """
         if epoch:
             self._epoch.take(epoch)
