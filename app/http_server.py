@@ -7,7 +7,10 @@ connections that wait for one     MAX_WAITING, and as many in the kernel; more g
 idle connections                  MAX_IDLE, for IDLE_S
 request line and headers, bytes   MAX_HEAD_BYTES
 time to send a request            READ_S, or HURRIED_S while other connections wait for a thread
-time to take an answer            WRITE_S
+time to take an answer            WRITE_S; without taking anything IDLE_S, or HURRIED_WRITE_S while others wait
+
+A client that sends its next requests before it has taken an answer is let go after that answer. `Host` and what else
+a request can only have once is refused with 400 when it comes twice.
 
 It listens on a socket that is given to it, whatever the process's environment says.
 """
@@ -21,7 +24,7 @@ from typing import Any
 from cheroot import wsgi
 from cheroot.connections import ConnectionManager
 from cheroot.makefile import StreamReader, StreamWriter
-from cheroot.server import HTTPConnection
+from cheroot.server import HeaderReader, HTTPConnection, HTTPRequest
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +37,9 @@ READ_S = 5.0
 #: Eight threads let go of 32 silent connections within a second.
 HURRIED_S = 0.2
 WRITE_S = 20.0
-#: How often a reader looks whether others wait.
+#: A client whose window has been closed for as long does not read.
+HURRIED_WRITE_S = 2.0
+#: How often a reader or a writer looks whether others wait.
 SLICE_S = 0.05
 #: A connection that is gone again before it is accepted holds up nobody for longer.
 ACCEPT_S = 1.0
@@ -116,13 +121,38 @@ class BoundedServer(wsgi.Server):
         self._log.log(level, "%s", msg, exc_info=traceback)
 
 
+class _Headers(HeaderReader):
+    """Those of one request. Raises ValueError where two readers of them could take different values."""
+
+    ONCE = frozenset({b"Host", b"Authorization", b"Content-Length"})
+
+    def __init__(self) -> None:
+        self._seen: set[bytes] = set()
+
+    def _allow_header(self, key_name: bytes) -> bool:
+        # Also called for a continuation line, which would replace the value.
+        if key_name in self._seen:
+            raise ValueError(f"{key_name.decode()} was sent twice")
+        if key_name in self.ONCE:
+            self._seen.add(key_name)
+        return True
+
+
+class _Request(HTTPRequest):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.header_reader = _Headers()
+
+
 class _Connection(HTTPConnection):
     """One connection. Its time runs from the moment a thread takes it up."""
 
     server: BoundedServer
+    RequestHandlerClass = _Request
 
     def __init__(self, server: BoundedServer, sock: socket.socket, makefile: Any = None) -> None:
         self.began = time.monotonic()
+        self.was_blocked = False
         super().__init__(server, sock, self._make_file)
 
     def _make_file(self, sock: socket.socket, mode: str, size: int) -> Any:
@@ -135,8 +165,9 @@ class _Connection(HTTPConnection):
         return writer
 
     def communicate(self) -> bool:
-        self.began = time.monotonic()
-        return bool(super().communicate())
+        self.began, self.was_blocked = time.monotonic(), False
+        goes_on = bool(super().communicate())
+        return goes_on and not (self.was_blocked and self.rfile.has_data())
 
     def age_s(self) -> float:
         """How long a thread has had it."""
@@ -170,11 +201,24 @@ class _Writer(socket.SocketIO):
 
     def __init__(self, sock: socket.socket, connection: _Connection) -> None:
         super().__init__(sock, "wb")
-        self._connection, self._began = connection, 0.0
+        self._socket, self._connection, self._began = sock, connection, 0.0
 
-    def write(self, data: Any) -> int | None:
-        if self._began < self._connection.began:
-            self._began = time.monotonic()
-        if time.monotonic() - self._began > WRITE_S:
-            raise TimeoutError("timed out")
-        return super().write(data)
+    def write(self, data: Any) -> int:
+        connection, now = self._connection, time.monotonic()
+        if self._began < connection.began:
+            self._began = now
+        self._socket.settimeout(SLICE_S)
+        try:
+            while not self._is_over(now):
+                try:
+                    return self._socket.send(data)
+                except TimeoutError:
+                    connection.was_blocked = True
+        finally:
+            self._socket.settimeout(IDLE_S)
+        raise TimeoutError("timed out")
+
+    def _is_over(self, stuck_since: float) -> bool:
+        now = time.monotonic()
+        patience_s = HURRIED_WRITE_S if self._connection.server.is_busy else IDLE_S
+        return now - self._began > WRITE_S or now - stuck_since > patience_s
