@@ -43,13 +43,47 @@ def publish(
 
 def publish_all(client: redis.Redis, keys: Keys, bodies: Mapping[str, Any], boot_id: str, *, taken_at: float) -> None:
     """Replaces several snapshots at once: a reader sees all of them or none. Raises redis.RedisError."""
-    with client.pipeline(transaction=True) as pipeline:
-        for name, body in bodies.items():
-            key = keys.snapshot(name)
-            text = json.dumps(body, separators=(",", ":"))
-            pipeline.hset(key, mapping={"body": text, "taken_at": f"{taken_at:.6f}", "boot_id": boot_id})
-            pipeline.hincrby(key, "number", 1)
-        pipeline.execute()
+    SnapshotWriter(client, keys, boot_id).write(bodies, taken_at=taken_at)
+
+
+class SnapshotWriter:
+    """Writes the snapshots of one boot. A body that Redis has already is dated anew and not sent again. One thread."""
+
+    def __init__(self, client: redis.Redis, keys: Keys, boot_id: str) -> None:
+        self._client, self._keys, self._boot_id = client, keys, boot_id
+        #: What Redis has for certain: name -> (body, number).
+        self._written: dict[str, tuple[str, int]] = {}
+
+    def held(self) -> set[str]:
+        """Names that Redis has as they were last written here; a Redis that lost them, or went back, has not.
+
+        Raises redis.RedisError.
+        """
+        names = list(self._written)
+        with self._client.pipeline(transaction=False) as pipeline:
+            for name in names:
+                pipeline.hmget(self._keys.snapshot(name), ["boot_id", "number"])
+            found = pipeline.execute()
+        for name, (boot_id, number) in zip(names, found, strict=True):
+            if (boot_id, number) != (self._boot_id, str(self._written[name][1])):
+                del self._written[name]
+        return set(self._written)
+
+    def write(self, bodies: Mapping[str, Any], *, taken_at: float) -> None:
+        """Replaces these snapshots at once: a reader sees all of them or none. Raises redis.RedisError."""
+        before = {name: self._written.pop(name, ("", 0)) for name in bodies}  # until Redis has answered
+        texts = {name: json.dumps(body, separators=(",", ":")) for name, body in bodies.items()}
+        with self._client.pipeline(transaction=True) as pipeline:
+            for name, text in texts.items():
+                fields: dict[Any, Any] = {"taken_at": f"{taken_at:.6f}"}
+                if text != before[name][0]:
+                    fields |= {"body": text, "boot_id": self._boot_id}
+                pipeline.hset(self._keys.snapshot(name), mapping=fields)
+                pipeline.hincrby(self._keys.snapshot(name), "number", 1)
+            numbers = pipeline.execute()[1::2]
+        for (name, text), number in zip(texts.items(), numbers, strict=True):
+            if text != before[name][0] or number == before[name][1] + 1:
+                self._written[name] = (text, number)
 
 
 def read(client: redis.Redis, keys: Keys, name: str) -> Snapshot | None:
