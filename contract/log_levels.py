@@ -58,6 +58,11 @@ def effective_level(name: str) -> str:
     return logging.getLevelName(logging.root.level)
 
 
+def has_logger(name: str) -> bool:
+    """Whether this process has a logger of this name."""
+    return name == ROOT or isinstance(logging.root.manager.loggerDict.get(name), logging.Logger)
+
+
 def all_levels() -> dict[str, str]:
     """The effective level of every logger of this process, the root logger included."""
     loggers = list(logging.root.manager.loggerDict.items())

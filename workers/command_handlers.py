@@ -124,6 +124,8 @@ def show_threads(worker: Worker, command: ShowThreads) -> dict[str, Any]:
 
 @handles(ShowLoggers)
 def show_loggers(worker: Worker, command: ShowLoggers) -> dict[str, Any]:
+    if worker.live is not None:
+        worker.live.follow_log_levels()
     return {"levels": all_levels()}
 
 

@@ -31,7 +31,6 @@ from contract import snapshots
 from contract.command_taker import CommandTaker
 from contract.errors import RedisAway
 from contract.keys import Keys
-from contract.log_levels import APPLIED, read_levels
 from contract.masking import mask_secrets
 from contract.prefetch_jobs import PrefetchStore
 from contract.redis_client import check_server, describe, mask_password, open_blocking_redis, open_redis
@@ -47,7 +46,7 @@ from workers.command_loop import BLOCK_S, CommandLoop
 from workers.errors import EXIT_CANNOT_START, CannotStart
 from workers.heartbeat import Heartbeat
 from workers.l2_handlers import describe_adapters
-from workers.live_settings import LiveSettings
+from workers.live_settings import LiveSettings, SharedLevels
 from workers.logs import set_up_logging
 from workers.outage import Outage
 from workers.ownership import claim_instance, lock_file
@@ -97,10 +96,11 @@ class EngineWorker:
             self._redis, self._keys, engine.boot_id, self._sources(), self._tenants, engine.threads
         )
         self._prefetch = PrefetchJobs(engine, PrefetchStore(self._redis, self._keys), engine.threads)
+        self._levels = SharedLevels(self._redis, self._keys)
         scripts = None
         if settings.run_script_enabled:
             scripts = ScriptRunner(make_script_app(engine), settings.script_allowed_imports)
-        worker = Worker(engine, self._tenants, self._prefetch, scripts, LiveSettings(settings, engine))
+        worker = Worker(engine, self._tenants, self._prefetch, scripts, LiveSettings(settings, engine, self._levels))
         registry = engine.stats.registry
         self._commands = CommandLoop(self._taker, worker, self._publisher, engine.threads, registry=registry)
         registry.register(CommandCounts(self._taker.counts, self._taker.in_hand))
@@ -153,7 +153,7 @@ class EngineWorker:
         if not self._with_redis(self._publish_first):
             return
         self._undo.append(self._publisher.stop)
-        levels = self._engine.threads.run("log-levels", "low", LOG_LEVELS_INTERVAL_S, self._follow_log_levels)
+        levels = self._engine.threads.run("log-levels", "low", LOG_LEVELS_INTERVAL_S, self._levels.follow)
         self._undo.append(levels.stop)
         self._engine.on_change = self._publisher.wake
         self._prefetch.start()
@@ -204,12 +204,6 @@ class EngineWorker:
         if problem := check_server(self._redis):
             raise CannotStart(f"redis_url: {mask_password(self._settings.effective_redis_url)}: {problem}")
         return claim_instance(self._redis, self._keys, self._heartbeat.record(), self._asked_to_stop)
-
-    def _follow_log_levels(self) -> None:
-        try:
-            APPLIED.sync(lambda: read_levels(self._redis, self._keys))
-        except RedisAway as error:
-            logger.debug("log levels stay as they are: %s", error)
 
     def _load(self) -> bool:
         self._tenants.load(self._redis)

@@ -5,11 +5,18 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import redis
+
+from contract.errors import RedisAway
+from contract.keys import Keys
+from contract.log_levels import APPLIED, MAX_LOGGERS, ROOT, effective_level, read_levels, write_level
 from contract.masking import mask_secrets
 from contract.settings import SettingError, Settings, parse_value
 from engine.engine import Engine
 from engine.errors import BadRequest
 from engine.movement.steering import CHANGEABLE
+
+logger = logging.getLogger(__name__)
 
 LOG_LEVEL = "log_level"
 
@@ -20,17 +27,38 @@ FAILED = "Failed to set config value"
 MAX_REASON_CHARACTERS = 300
 
 
+class SharedLevels:
+    """The log levels in Redis, which every process of the server follows. Any thread may call."""
+
+    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+        self._client, self._keys = client, keys
+
+    def set_root(self, level: str) -> None:
+        """For all processes; this one follows at once. Raises RedisAway, BadRequest."""
+        if not write_level(self._client, self._keys, ROOT, level):
+            raise BadRequest(f"{MAX_LOGGERS} loggers have a level of their own already")
+        self.follow()
+
+    def follow(self) -> None:
+        """Applies what Redis has; without it all levels stay."""
+        try:
+            APPLIED.sync(lambda: read_levels(self._client, self._keys))
+        except RedisAway as error:
+            logger.debug("log levels stay as they are: %s", error)
+
+
 class LiveSettings:
     """Any thread may call. What cannot change keeps the value with which the engine started."""
 
-    def __init__(self, settings: Settings, engine: Engine) -> None:
-        self._settings, self._engine = settings, engine
-        self._log_level = settings.log_level
+    def __init__(self, settings: Settings, engine: Engine, levels: SharedLevels | None = None) -> None:
+        """Without `levels` the log level is this process's own."""
+        self._settings, self._engine, self._levels = settings, engine, levels
 
     def shown(self) -> dict[str, Any]:
         """Every setting by name, secrets masked."""
         values = {item.name: getattr(self._settings, item.name) for item in dataclasses.fields(self._settings)}
-        values.update({name: getattr(self._engine.config, name) for name in CHANGEABLE}, log_level=self._log_level)
+        values.update({name: getattr(self._engine.config, name) for name in CHANGEABLE})
+        values[LOG_LEVEL] = effective_level(ROOT)
         return dict(mask_secrets(values))
 
     def change(self, values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -53,8 +81,21 @@ class LiveSettings:
             raise LookupError(FIXED)
         value = parse_value(name, given)
         if name == LOG_LEVEL:
-            logging.getLogger().setLevel(value)
-            self._log_level = value
+            self._set_log_level(value)
         else:
             self._engine.steering.change({name: value})
         return value
+
+    def _set_log_level(self, level: str) -> None:
+        try:
+            if self._levels is not None:
+                self._levels.set_root(level)
+                return
+        except RedisAway as error:
+            logger.warning("the log level becomes %s in this process alone: %s", level, error)
+        logging.getLogger().setLevel(level)
+
+    def follow_log_levels(self) -> None:
+        """Goes by the levels that were set until now."""
+        if self._levels is not None:
+            self._levels.follow()

@@ -12,7 +12,15 @@ from app.policy import TEXT, Level, policy
 from app.request_schema import LarderSchema, Text, takes_query
 from contract.commands import ShowLoggers
 from contract.errors import ContractError, RedisAway
-from contract.log_levels import APPLIED, LEVELS, MAX_LOGGERS, MAX_NAME_CHARACTERS, all_levels, effective_level
+from contract.log_levels import (
+    APPLIED,
+    LEVELS,
+    MAX_LOGGERS,
+    MAX_NAME_CHARACTERS,
+    all_levels,
+    effective_level,
+    has_logger,
+)
 from contract.log_levels import is_logger_name as is_name
 
 router = Blueprint("loglevel", __name__)
@@ -44,7 +52,7 @@ def loglevel(logger_name: str, level: str) -> Response:
     if level:
         return plain_text(_set(backend, logger_name, level))
     _follow(backend)
-    return plain_text(f"{logger_name}: {effective_level(logger_name)}")
+    return plain_text(f"{logger_name}: {_level(backend, logger_name)}")
 
 
 def _set(backend: Backend, name: str, level: str) -> str:
@@ -58,15 +66,31 @@ def _set(backend: Backend, name: str, level: str) -> str:
     return f"Set {name} level to {word} (including all handlers)"
 
 
+def _level(backend: Backend, name: str) -> str:
+    """Of a logger, or of its nearest parent, that only the engine has, it is the engine's word."""
+    if has_logger(name):
+        return effective_level(name)
+    theirs, place = _of_the_engine(backend), name
+    while place and not has_logger(place):
+        if place in theirs:
+            return theirs[place]
+        place = place.rpartition(".")[0]
+    return effective_level(name)
+
+
 def _list(backend: Backend) -> str:
     """This process's loggers and those that only the engine has, while it answers."""
     _follow(backend)
-    levels = all_levels()
-    try:
-        levels = {**backend.call(ShowLoggers())["levels"], **levels}
-    except ContractError:
-        pass
+    levels = {**_of_the_engine(backend), **all_levels()}
     return "".join(f"{name}: {levels[name]}\n" for name in sorted(levels))
+
+
+def _of_the_engine(backend: Backend) -> dict[str, str]:
+    """Nothing while it does not answer."""
+    try:
+        return dict(backend.call(ShowLoggers()).get("levels", {}))
+    except ContractError:
+        return {}
 
 
 def _follow(backend: Backend) -> None:

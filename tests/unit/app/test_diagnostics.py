@@ -115,6 +115,19 @@ def test_the_list_has_the_loggers_of_the_engine_too(client: FlaskClient, backend
     assert not [line for line in text_of(client, "/loglevel")[1].splitlines() if line.startswith("engine.somewhere")]
 
 
+def test_a_logger_that_only_the_engine_has_is_asked_of_the_engine(client: FlaskClient, backend: MemoryBackend) -> None:
+    backend.replies["engine.loggers"] = {"levels": {"far.away": "ERROR", "root": "CRITICAL", "diagnosed": "ERROR"}}
+    client.get("/loglevel?logger_name=diagnosed&level=DEBUG")
+
+    assert text_of(client, "/loglevel?logger_name=far.away") == (200, "far.away: ERROR")
+    assert text_of(client, "/loglevel?logger_name=far.away.child") == (200, "far.away.child: ERROR")
+    for name, level in (("root", level_of_root()), ("far", level_of_root()), ("diagnosed.child", "DEBUG")):
+        assert text_of(client, f"/loglevel?logger_name={name}") == (200, f"{name}: {level}")
+
+    backend.engine = None
+    assert text_of(client, "/loglevel?logger_name=far.away") == (200, f"far.away: {level_of_root()}")
+
+
 def test_reading_is_for_readers_and_setting_for_admins(client: FlaskClient, backend: MemoryBackend) -> None:
     status, text = text_of(client, "/loglevel?logger_name=diagnosed&level=DEBUG", environ_base=ELSEWHERE)
 

@@ -5,10 +5,14 @@ from collections.abc import Iterator
 
 import pytest
 
+from contract.keys import Keys
+from contract.log_levels import APPLIED, read_levels, write_level
+from contract.redis_client import open_redis
 from contract.settings import Settings, load_settings
 from engine.movement.steering import CHANGEABLE
+from tests.stack import RedisServer
 from tests.unit.engine.engine_client import CONFIG, started
-from workers.live_settings import FAILED, FIXED, UNKNOWN, LiveSettings
+from workers.live_settings import FAILED, FIXED, UNKNOWN, LiveSettings, SharedLevels
 
 SECRETS = {
     "LARDER_ADMIN_TOKEN": "hunter-one",
@@ -73,3 +77,29 @@ def test_one_refusal_keeps_none_of_the_others_from_being_set(live: LiveSettings)
 def test_the_level_reaches_the_root_logger(live: LiveSettings) -> None:
     live.change({"log_level": "ERROR"})
     assert logging.getLogger().level == logging.ERROR
+
+
+def test_the_level_is_every_process_s_and_what_others_set_shows(any_redis: RedisServer) -> None:
+    keys = Keys("levels")
+    client = open_redis(any_redis.url)
+    away = open_redis("redis://127.0.0.1:1")
+    before = logging.getLogger().level
+    try:
+        with started(CONFIG) as engine:
+            live = LiveSettings(load_settings(None, {}), engine, SharedLevels(client, keys))
+            assert live.change({"log_level": "error"})["updated"] == {"log_level": "ERROR"}
+            assert read_levels(client, keys) == {"root": "ERROR"}
+            assert (live.shown()["log_level"], logging.getLogger().level) == ("ERROR", logging.ERROR)
+
+            write_level(client, keys, "root", "CRITICAL")
+            live.follow_log_levels()
+            assert live.shown()["log_level"] == "CRITICAL"
+
+            lone = LiveSettings(load_settings(None, {}), engine, SharedLevels(away, keys))
+            assert lone.change({"log_level": "INFO"})["updated"] == {"log_level": "INFO"}
+            assert (lone.shown()["log_level"], logging.getLogger().level) == ("INFO", logging.INFO)
+    finally:
+        APPLIED.sync(dict)
+        logging.getLogger().setLevel(before)
+        client.close()
+        away.close()
