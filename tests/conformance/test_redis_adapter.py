@@ -330,7 +330,7 @@ def test_a_closed_adapter_lets_go_of_its_connections(server: RedisServer, nodes:
         ({}, "either url or host"),
         ({"host": "h", "url": "redis://h"}, "not both"),
         ({"url": "http://h:1"}, "begins neither"),
-        ({"url": "redis://h:port"}, "Port"),
+        ({"url": "redis://h:port"}, "a port that is no number"),
         ({"host": "h", "ttl_seconds": -1}, "ttl_seconds is -1"),
         ({"host": "h", "request_timeout_s": 0}, "must be above 0"),
         ({"host": "h", "more_nodes": ["h2"]}, "host:port"),
