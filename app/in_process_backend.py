@@ -9,23 +9,15 @@ import time
 from typing import Any, Protocol
 
 from app.backend import QueueBackend, QuotaState
+from app.lone_backend import ProcessSide
 from contract.commands import Command, ShowLoggers, ShowThreads
 from contract.engine_record import EngineRecord
 from contract.errors import EngineAway
 from contract.snapshots import Snapshot
 
 
-class EngineSide(Protocol):
-    """The engine of this process, as the one who put it there hands it in."""
-
-    def record(self) -> EngineRecord:
-        """Its heartbeat as of now."""
-
-    def run(self, command: Command) -> dict[str, Any]:
-        """The reply to a command. Raises CommandFailed, QueueFull."""
-
-    def snapshot(self, name: str) -> Any:
-        """What it would publish under this name."""
+class EngineSide(ProcessSide, Protocol):
+    """The engine of this process; its record is the heartbeat as of now, its snapshots what it would publish."""
 
     def limits(self) -> dict[str, int]:
         """The registered quotas in bytes, by salt."""

@@ -33,7 +33,7 @@ class ProcessSide(Protocol):
         """How the engine is, as far as this process knows."""
 
     def run(self, command: Command) -> dict[str, Any]:
-        """The reply to a command. Raises CommandFailed."""
+        """The reply to a command. Raises CommandFailed, QueueFull."""
 
     def snapshot(self, name: str) -> Any:
         """What it has to say under this name."""

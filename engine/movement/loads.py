@@ -115,7 +115,7 @@ class Loader:
     def __init__(self, tiers: Sequence[Tier], l1: L1Cache, segment: SharedSegment, patience_s: float) -> None:
         """A tier all of whose threads have been busy with one object each for `patience_s` is not asked for more that
         somebody waits for; what is only to be warm has the patience of OVER_AFTER_S."""
-        self._tiers, self._l1, self._segment, self._patience_s = tuple(tiers), l1, segment, patience_s
+        self._tiers, self._l1, self._segment, self.patience_s = tuple(tiers), l1, segment, patience_s
         self._loads: dict[ObjectKey, Load] = {}
         self._lock = threading.Lock()
         self._queues = {tier.index: _Queue() for tier in self._tiers}
@@ -157,7 +157,7 @@ class Loader:
         if tier.closed_because:
             return False
         running = list(self._running[tier.index])
-        before = time.monotonic() - (self._patience_s if demand else max(self._patience_s, OVER_AFTER_S))
+        before = time.monotonic() - (self.patience_s if demand else max(self.patience_s, OVER_AFTER_S))
         return len(running) < THREADS or any(load.started > before for load in running)
 
     def rescue(self) -> None:
@@ -174,7 +174,7 @@ class Loader:
             for load in list(self._running[tier.index]):
                 if load.started < now - OVER_AFTER_S:
                     self._finish(load, LoadEnd.FAILED, None)
-                elif load.started < now - self._patience_s:
+                elif load.started < now - self.patience_s:
                     self._fork(load)
 
     def _fork(self, load: Load) -> None:

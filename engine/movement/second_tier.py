@@ -232,7 +232,7 @@ class SecondTier:
     def follow(self, config: EngineConfig) -> None:
         """Goes by these settings from now on, as far as they may change."""
         self._config = config
-        self.lookups.deadline_s = config.l2_lookup_deadline_seconds
+        self.lookups.deadline_s = self.loader.patience_s = config.l2_lookup_deadline_seconds
         self.warm_jobs.room_bytes = int(self._l1.usage()[1] * config.eviction_trigger_watermark)
 
     def find(self, type_name: str | None) -> Tier:

@@ -87,7 +87,7 @@ class WriteQueue:
             self.tier.catalog.used(entry.key)
             self._counters["present"].inc()
         elif self._is_away():
-            self._counters[self.tier.closed_because or "breaker_open"].inc()
+            self._count_away(1)
         elif self._closed or self._is_full_for(entry.nbytes):
             self._counters["queue_full"].inc()
         else:
@@ -110,7 +110,11 @@ class WriteQueue:
             dropped, self._queued = self._queued, {}
             for write in dropped.values():
                 self._drop(write)
-        self._counters["breaker_open"].inc(len(dropped))
+        self._count_away(len(dropped))
+
+    def _count_away(self, number: int) -> None:
+        """Threads that hang count as what they are about to do to the breaker."""
+        self._counters[self.tier.closed_because or "breaker_open"].inc(number)
 
     def _is_full_for(self, nbytes: int) -> bool:
         return bool(self.dirty_bytes) and self.dirty_bytes + nbytes > self._max_bytes

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from flask import Blueprint
 
 from app.api.mp import prefetch_api
-from app.declarations import answers, in_path, refuses
+from app.declarations import answers, refuses
 from app.errors import RouteError
 from app.newer_schema import PrefetchesBody
 from app.policy import NEWER, Level, policy
@@ -34,17 +34,8 @@ EXAMPLE_RESULT = {"request_id": EXAMPLE_ID, **prefetch_api.EXAMPLE_RESULT}
     parse=parse_prefetch_body,
     max_bytes=MAX_BODY_BYTES,
 )
-@answers(
-    202,
-    {"request_id": str, "chunks": int, "status": Literal["submitted"]},
-    example={"request_id": EXAMPLE_ID, "chunks": 2, "status": "submitted"},
-)
-@answers(
-    202,
-    {"chunks": Literal[0], "status": Literal["noop"]},
-    example={"chunks": 0, "status": "noop"},
-    says="`noop`: less than a chunk is no job.",
-)
+@prefetch_api.answers_submitted
+@prefetch_api.answers_noop
 @refuses(400, prefetch_api.TOO_MANY, "source_tier must be l2 and target_tier l1")
 @refuses(503, "server not initialized", "no layout is registered for model llama-8b and world size 1")
 def submit(
@@ -69,7 +60,7 @@ def submit(
 
 @router.get("/cache/prefetches/<request_id>")
 @policy(Level.ADMIN, NEWER)
-@in_path(request_id=(EXAMPLE_ID, "The id that the submission answered."))
+@prefetch_api.names_job
 @takes_query(prefetch_api.PollQuery)
 @answers(
     200,

@@ -51,22 +51,24 @@ EXAMPLE_ID = "b6a5634be4a316e316bf05f8507f88bf"
 EXAMPLE_BODY = {"model_name": "llama-8b", "world_size": 1, "token_ids": [1, 15043, 3186], "cache_salt": ""}
 EXAMPLE_RESULT = {"status": COMPLETED, "found_keys": 2, "total_keys": 2}
 names_job = in_path(request_id=(EXAMPLE_ID, "The id that the submission answered."))
-
-
-@router.post("/l2/prefetch")
-@policy(Level.ADMIN, DETAIL)
-@takes_body(PrefetchBody, example=EXAMPLE_BODY, parse=parse_prefetch_body, max_bytes=MAX_BODY_BYTES)
-@answers(
+answers_submitted = answers(
     202,
     {"request_id": str, "chunks": int, "status": Literal["submitted"]},
     example={"request_id": EXAMPLE_ID, "chunks": 2, "status": "submitted"},
 )
-@answers(
+answers_noop = answers(
     202,
     {"chunks": Literal[0], "status": Literal["noop"]},
     example={"chunks": 0, "status": "noop"},
     says="`noop`: less than a chunk is no job.",
 )
+
+
+@router.post("/l2/prefetch")
+@policy(Level.ADMIN, DETAIL)
+@takes_body(PrefetchBody, example=EXAMPLE_BODY, parse=parse_prefetch_body, max_bytes=MAX_BODY_BYTES)
+@answers_submitted
+@answers_noop
 @refuses(400, TOO_MANY, "cache_salt 'a@b' must not contain '@', '/', '\\' or NUL")
 @refuses(409, "no layout is registered for model llama-8b and world size 1")
 @refuses(503)

@@ -256,3 +256,26 @@ def test_a_stop_does_not_wait_for_each_hanging_storage_in_turn() -> None:
         tier.adapter.set_faults(Faults())  # type: ignore[attr-defined]
     release.join()
     assert took_s < 10, f"the stop took {took_s:.1f} s"
+
+
+def test_writes_dropped_because_their_storage_is_bypassed_are_counted_as_such() -> None:
+    with engine_with(FAULTY, write_back_drain_seconds=0.0) as engine:
+        tier = engine.l2.tiers[0]
+        wait_for(lambda: tier.catalog.complete, 5, "the scan")
+        faults_of(engine).set_faults(SLOW)
+        assert fill(engine, request(6))
+        wait_for(lambda: held(engine) == {"pins": 6}, 5, "six dirty objects")
+        tier.bypassed = True
+        wait_for(lambda: held(engine) == {"pins": 2}, 5, "those in the queue to be clean")
+
+        assert tier.counters.write_back["bypassed"]._value.get() == 4
+        assert tier.counters.write_back["breaker_open"]._value.get() == 0
+        faults_of(engine).set_faults(Faults())
+        wait_for(lambda: not held(engine), 5, "nothing dirty")
+
+
+def test_a_changed_deadline_is_the_patience_with_hanging_loads_too() -> None:
+    with engine_with(MEMORY) as engine:
+        engine.l2.follow(replace(engine.config, l2_lookup_deadline_seconds=7.0))
+
+        assert engine.l2.loader.patience_s == engine.l2.lookups.deadline_s == 7.0
