@@ -12,7 +12,7 @@ from pathlib import Path
 
 import app
 from app import metrics
-from app.access import is_loopback_host
+from contract.loopback import is_loopback_host
 from contract.settings import SettingError, load_settings
 
 try:

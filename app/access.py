@@ -8,13 +8,13 @@ Tokens come as `Authorization: Bearer TOKEN` and are compared in constant time.
 
 import hashlib
 import hmac
-import ipaddress
 import socket
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
 from app.policy import Level
+from contract.loopback import is_loopback_address, is_loopback_host
 
 #: In the environ of a request that came over a Unix socket of our own; headers cannot set it.
 ON_UNIX_SOCKET = "larder.unix_socket"
@@ -94,23 +94,6 @@ class Gate:
         is_admin = self._admin is not None and hmac.compare_digest(presented, self._admin)
         is_reader = self._read is not None and hmac.compare_digest(presented, self._read)
         return is_admin, is_reader
-
-
-def is_loopback_host(host: str) -> bool:
-    """Whether a host name without port means this machine: localhost, 127.0.0.0/8, ::1, ::ffff:127.0.0.0/104."""
-    return host.lower() == "localhost" or is_loopback_address(host)
-
-
-@lru_cache(maxsize=256)
-def is_loopback_address(text: str) -> bool:
-    """Whether an IP address in text form is a loopback one, also an IPv4 one inside IPv6. False for other text."""
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        return address.ipv4_mapped.is_loopback
-    return address.is_loopback
 
 
 def _admit_same_machine(environ: Mapping[str, Any]) -> str:

@@ -22,12 +22,13 @@ from typing import Any, Protocol
 from flask import Flask
 
 from app import close_app, create_app
-from app.access import ON_UNIX_SOCKET, is_loopback_host
+from app.access import ON_UNIX_SOCKET
 from app.backend import Backend
 from app.config import AppConfig
 from app.http_server import BoundedServer
 from app.in_process_backend import InProcessBackend
 from app.lone_backend import LoneBackend
+from contract.loopback import is_loopback_host
 
 __all__ = ["InProcessBackend", "InternalAPIConfig", "InternalAPIServer", "LoneBackend", "Manager"]
 

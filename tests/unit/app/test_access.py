@@ -8,8 +8,9 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from app.access import Gate, Refused, is_loopback_address, is_loopback_host
+from app.access import Gate, Refused
 from app.policy import Level
+from contract.loopback import is_loopback_address, is_loopback_host
 from tests.unit.app.memory_backend import MemoryBackend
 
 ADMIN_ROUTES = [
