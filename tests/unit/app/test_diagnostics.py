@@ -328,10 +328,11 @@ def test_an_engine_that_failed_still_shows_its_loops(client: FlaskClient, backen
 
 
 def test_the_environment_is_whole_and_masked(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = {"PLAIN": "a=b", "PWD": "/tmp", "EMPTY_TOKEN": "", "BROKER": "amqp://mq:5672/v"}
+    shown = {"PLAIN": "a=b", "PWD": "/tmp", "EMPTY_TOKEN": "", "BROKER": "amqp://mq:5672/v", "GIT_AUTHOR_NAME": "Ann"}
     hidden = {
         "AWS_SECRET_ACCESS_KEY": "hush", "SENTRY_DSN": "hush", "DB_PASSWORD": "hush", "api_key": "hush",
         "GIT_CREDENTIALS": "hush", "LARDER_ADMIN_TOKEN": "hush", "MYSQL_PWD": "hush",
+        "REDISCLI_AUTH": "hush", "BASICAUTH": "hush",
     }  # fmt: skip
     urls = {"REDIS_URL": "redis://user:hush@r:6379/0", "PIP_INDEX_URL": "https://hush@p/simple?sig=hush"}
     other = {"ADAPTER": '{"type": "s3", "secret_access_key": "hush"}', "HEADERS": "authorization=Bearer hush"}
