@@ -4,6 +4,7 @@ A child leads a session of its own, so that Ctrl-C reaches the launcher alone an
 ended with it; and it gets SIGTERM when the launcher dies.
 """
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -12,7 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from workers.errors import EXIT_CANNOT_START
@@ -32,7 +33,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True)
 class ChildPlan:
-    """What to run. `is_ready(pid)` tells whether it serves; `stop_timeout_s` is its time to end on SIGTERM."""
+    """What to run. `is_ready(pid)` tells whether it serves; `stop_timeout_s` is its time to end on SIGTERM.
+
+    `told`: a short text for its standard input, at each of its starts, which nobody else gets to see. A child that is
+    told something has a log of its own: its standard output is not shown.
+    """
 
     name: str
     argv: Sequence[str]
@@ -40,6 +45,7 @@ class ChildPlan:
     directory: Path
     is_ready: Callable[[int], bool]
     stop_timeout_s: float
+    told: str = field(default="", repr=False)
 
 
 class Child:
@@ -78,10 +84,14 @@ class Child:
             self.plan.argv,
             env=dict(self.plan.environ),
             cwd=self.plan.directory,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if self.plan.told else subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL if self.plan.told else None,
             start_new_session=True,
             preexec_fn=prepare,
         )
+        if self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError), self._process.stdin as pipe:
+                pipe.write(self.plan.told.encode())
 
     def check(self) -> int | None:
         """Looks at the process: notices that it is ready, or that it died, and starts it again when that is due.

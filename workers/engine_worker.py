@@ -53,6 +53,7 @@ from workers.ownership import claim_instance, lock_file
 from workers.prefetch_jobs import PrefetchJobs
 from workers.publisher import Publisher
 from workers.queue_metrics import CommandCounts
+from workers.redis_exposure import tell_exposure
 from workers.script_app import make_script_app
 from workers.script_runner import ScriptRunner
 from workers.tenant_tables import TenantTables
@@ -143,6 +144,7 @@ class EngineWorker:
         began = time.monotonic()
         self._heartbeat.start()
         self._start_internal_api()
+        tell_exposure(self._settings.effective_redis_url)
         if not self._with_redis(self._claim):
             return
         self._heartbeat.go_to_redis(self._redis, self._usurped)

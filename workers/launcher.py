@@ -55,9 +55,7 @@ class Launcher:
 
     def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
         self._is_embedded = not settings.redis_url
-        self._settings = dataclasses.replace(
-            settings, data_dir=str(Path(settings.data_dir).resolve()), redis_url=settings.effective_redis_url
-        )
+        self._settings = dataclasses.replace(settings, data_dir=str(Path(settings.data_dir).resolve()))
         self._environ = environ
         self._asked_to_stop = threading.Event()
         self._children: list[Child] = []
@@ -76,7 +74,7 @@ class Launcher:
             self._check()
             try:
                 if self._is_embedded:
-                    self._start(self._redis_plan())
+                    self._start(self._redis_plan(self._take_password()))
                     self._wait_until_ready()
                 self._forget_log_levels()
                 self._start(self._engine_plan(), self._web_plan())
@@ -126,13 +124,21 @@ class Launcher:
         finally:
             client.close()
 
-    def _redis_plan(self) -> ChildPlan:
+    def _take_password(self) -> str:
+        """The embedded Redis's password, which is from now on in the URL that all children get."""
+        settings = self._settings
+        password = embedded_redis.keep_password(settings.run_dir)
+        self._settings = dataclasses.replace(settings, redis_url=embedded_redis.url(settings.redis_port, password))
+        return password
+
+    def _redis_plan(self, password: str) -> ChildPlan:
         directory = Path(self._settings.data_dir) / "redis"
         directory.mkdir(parents=True, exist_ok=True)
         directory.chmod(0o700)  # its files hold commands and token ids, and are made for all to read
         (directory / embedded_redis.LOG_FILE).unlink(missing_ok=True)
         argv = embedded_redis.command(embedded_redis.find_binary(), self._settings.redis_port, directory)
-        return ChildPlan("redis", argv, self._environ_without_ours(), directory, self._redis_answers, 15.0)
+        told = embedded_redis.configuration(password)
+        return ChildPlan("redis", argv, self._environ_without_ours(), directory, self._redis_answers, 15.0, told)
 
     def _engine_plan(self) -> ChildPlan:
         argv = [sys.executable, "-m", "workers.engine_worker"]
@@ -243,9 +249,11 @@ class Launcher:
         rows = {
             "HTTP": f"{http_url(settings.http_host, settings.http_port)}, listening on {settings.http_host}",
             "data plane": f"tcp://{settings.host}:{settings.port}",
-            "Redis": mask_password(settings.redis_url) + (", started here" if self._is_embedded else ", external"),
+            "Redis": f"{mask_password(settings.redis_url)}, {'started here' if self._is_embedded else 'external'}",
             "data": settings.data_dir,
         }
+        if self._is_embedded:
+            rows["Redis"] += f", password in {settings.run_dir / embedded_redis.PASSWORD_FILE}"
         logger.info("larder is up after %.1f s", took_s)
         for name, value in rows.items():
             logger.info("%-10s %s", name, value)
