@@ -10,9 +10,13 @@ import socket
 import struct
 from pathlib import Path
 
+from gunicorn.config import Config
+from gunicorn.glogging import Logger
+
 import app
 from app import metrics
 from contract.loopback import is_loopback_host
+from contract.masking import MaskedFormatter
 from contract.settings import SettingError, load_settings
 
 try:
@@ -26,6 +30,16 @@ _metrics_dir = _settings.run_dir / "http_metrics"
 # after the second. Probes wait meanwhile if there are more such clients than threads.
 _SILENT_CLIENT_S = 3
 _DEAF_CLIENT_S = 20
+
+
+class _MaskedLog(Logger):
+    """gunicorn's own lines, which may quote what a client sent."""
+
+    def setup(self, cfg: Config) -> None:
+        super().setup(cfg)
+        for handler in self.error_log.handlers:
+            handler.setFormatter(MaskedFormatter(self.error_fmt, self.datefmt))
+
 
 bind = _settings.http_host if _on_unix_socket else f"{_host}:{_settings.http_port}"
 # Files, and a Unix socket, are for this user only.
@@ -49,6 +63,7 @@ forwarder_headers = ""
 header_map = "refuse"
 accesslog = None
 errorlog = "-"
+logger_class = _MaskedLog
 loglevel = _settings.log_level.lower()
 
 # Read by prometheus_client when the app is imported, in the master and so for all workers.

@@ -8,6 +8,7 @@ from app import create_app
 from app.backend import QueueBackend
 from app.config import AppConfig
 from contract.keys import Keys
+from contract.masking import MaskedFormatter
 from contract.settings import load_settings
 from contract.version import commit_id
 
@@ -15,7 +16,9 @@ from contract.version import commit_id
 THREADS_FOR_READS = 4
 
 settings = load_settings(None, os.environ)
-logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+log_handler = logging.StreamHandler()
+log_handler.setFormatter(MaskedFormatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+logging.basicConfig(level=settings.log_level, handlers=[log_handler])
 
 commit_id()  # read now: a checkout that changes later does not change what runs
 

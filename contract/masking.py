@@ -22,8 +22,12 @@ def mask_secrets(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _mask_member(str(name), member) for name, member in value.items()}
     if isinstance(value, list | tuple):
-        return [mask_secrets(member) for member in value]
-    return mask_text(value) if isinstance(value, str) else value
+        flags = (None, *value)  # in a command line, a flag and its value
+        return [
+            _mask_member(flag, member) if _is_flag(flag) else mask_secrets(member)
+            for flag, member in zip(flags, value, strict=False)
+        ]
+    return _mask_string(value) if isinstance(value, str) else value
 
 
 def mask_urls(value: Any) -> Any:
@@ -33,6 +37,10 @@ def mask_urls(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [mask_urls(member) for member in value]
     return mask_urls_in(value) if isinstance(value, str) else value
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith("-")
 
 
 def _mask_member(name: str, member: Any) -> Any:
@@ -59,14 +67,19 @@ def mask_environment(environ: Mapping[str, str]) -> dict[str, str]:
 def _mask_variable(name: str, value: str) -> str:
     if value and is_secret_variable(name):
         return MASK
-    if value.lstrip()[:1] in ("{", "["):
+    return _USER_INFO.sub(rf"\1{MASK}@", _mask_string(value))
+
+
+def _mask_string(value: str) -> str:
+    """By names where it is JSON, then by form."""
+    if value.lstrip()[:1] in ("{", "[", '"'):
         try:
             parsed = json.loads(value)
             masked = mask_secrets(parsed)
             value = value if masked == parsed else json.dumps(masked, ensure_ascii=False)
         except (ValueError, RecursionError):
             pass  # it only looks like JSON
-    return _USER_INFO.sub(rf"\1{MASK}@", mask_text(value))
+    return mask_text(value)
 
 
 def mask_query(query: str) -> str:

@@ -12,14 +12,13 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from contract.errors import RedisAway
+from contract.mask_text import mask_text, mask_urls_in
 
 CALL_TIMEOUT_S = 1.0
 OLDEST_VERSION = (6, 2)
-# Up to the last @ before the path, since a password may hold one too.
-_PASSWORD = re.compile(r"(\w+://[^/\s:@]*:)[^\s/]*@")
-_SECRET_QUERY = re.compile(r"([?&][^=&\s]*(?:token|secret|password|passwd|pwd|key|sig|signature)=)[^&\s#]+", re.I)
 # More than the threads of a process ever need: one connection per waiting thread.
 MAX_CONNECTIONS = 256
+mask_password = mask_urls_in
 
 
 def open_redis(url: str, *, timeout_s: float = CALL_TIMEOUT_S) -> redis.Redis:
@@ -67,12 +66,5 @@ def check_server(client: redis.Redis) -> str | None:
 
 
 def describe(error: Exception) -> str:
-    """One line on what failed, without the password of the URL."""
-    return mask_password(f"{type(error).__name__}: {error}".replace("\n", " "))
-
-
-def mask_password(text: str) -> str:
-    """The text with the passwords of all URLs in it, before the host or in the query, replaced by ***."""
-    if "://" not in text:
-        return text
-    return _SECRET_QUERY.sub(r"\1***", _PASSWORD.sub(r"\1***@", text))
+    """One line on what failed, without its secrets."""
+    return mask_text(f"{type(error).__name__}: {error}".replace("\n", " "))

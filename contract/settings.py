@@ -20,7 +20,7 @@ import yaml
 
 from contract import setting_rules as rules
 from contract.errors import ContractError
-from contract.redis_client import mask_password
+from contract.masking import mask_secrets
 from contract.version import COMMIT_VARIABLE
 
 ENVIRONMENT_PREFIX = "LARDER_"
@@ -270,7 +270,7 @@ def _parse(item: "dataclasses.Field[Any]", given: Any, source: str) -> Any:
     try:
         return rule.parse(given)
     except ValueError as error:
-        shown = "a value that is not shown" if item.metadata["secret"] else repr(mask_password(given))
+        shown = "a value that is not shown" if item.metadata["secret"] else repr(mask_secrets(given))
         reason = f", which {error}" if isinstance(error, rules.Refused) else ""
         raise SettingError(f"{item.name}: got {shown} (from {source}){reason}, allowed: {rule.allowed}") from None
 

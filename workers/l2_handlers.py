@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from contract.commands import ControlScrub, DeleteKeys, ListKeys, Reconfigure
+from contract.mask_text import mask_text
 from contract.object_keys import EncodedKey
-from contract.redis_client import mask_password
 from engine.errors import NoL2Adapter, UnknownL2Adapter
 from engine.l2.reconfigure import ReconfigureError
 from engine.l2.reconfiguring import reconfigure, statuses
@@ -28,7 +28,7 @@ def delete_keys(l2: SecondTier, command: DeleteKeys) -> dict[str, Any]:
     with _refusals():
         result = l2.delete_keys(command.adapter, [object_key(key) for key in command.keys])
     reply: dict[str, Any] = {"adapter": result.adapter, "deleted": result.deleted, "ok": not result.error}
-    return {**reply, "error": mask_password(result.error)} if result.error else reply
+    return {**reply, "error": mask_text(result.error)} if result.error else reply
 
 
 def list_keys(l2: SecondTier, command: ListKeys) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def _refusals() -> Iterator[None]:
     except UnknownL2Adapter as error:
         raise CommandRefused("not_found", str(error)) from error
     except OSError as error:
-        raise CommandRefused("unavailable", f"the storage failed: {mask_password(str(error))[:MAX_WORDS]}") from error
+        raise CommandRefused("unavailable", f"the storage failed: {mask_text(str(error))[:MAX_WORDS]}") from error
 
 
 def object_key(key: EncodedKey) -> ObjectKey:

@@ -6,7 +6,7 @@ import pytest
 import redis
 
 from contract.errors import RedisAway
-from contract.redis_client import check_server, mask_password, open_blocking_redis, open_redis
+from contract.redis_client import check_server, open_blocking_redis, open_redis
 from tests.stack import RedisServer, free_port
 
 
@@ -50,21 +50,3 @@ def test_a_supported_server_is_fit(any_redis: RedisServer) -> None:
         assert "noeviction is needed" in str(check_server(client))
     finally:
         client.close()
-
-
-@pytest.mark.parametrize(
-    ("text", "masked"),
-    [
-        ("redis://:secret@host:1/0", "redis://:***@host:1/0"),
-        ("at rediss://user:secret@host, tried", "at rediss://user:***@host, tried"),
-        ("redis://host:1/0", "redis://host:1/0"),
-        ("no url: a@b", "no url: a@b"),
-        ("redis://:p@ss@host", "redis://:***@host"),
-        ("redis://u:p:a@s?s@host:1/0?db=1, tried", "redis://u:***@host:1/0?db=1, tried"),
-        ("redis://h/0?password=hunter2", "redis://h/0?password=***"),
-        ("unix:///run/r.sock?db=1&Password=hunter2&x=1", "unix:///run/r.sock?db=1&Password=***&x=1"),
-        ("redis://:a@h/0 or redis://:b@h/0", "redis://:***@h/0 or redis://:***@h/0"),
-    ],
-)
-def test_passwords_are_masked(text: str, masked: str) -> None:
-    assert mask_password(text) == masked

@@ -31,3 +31,11 @@ def test_passwords_in_urls_reach_no_line(capsys: pytest.CaptureFixture[str]) -> 
     assert "engine: asking http://usr:***@127.0.0.1:9000/b" in lines
     assert "redis://:***@h:1/0" in lines
     assert "hush" not in lines
+
+
+def test_secrets_of_other_forms_reach_no_line_either(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_logging("engine", "INFO")
+
+    logging.getLogger("some.storage").warning("refused: %s", {"secret_access_key": "hush", "bucket": "b"})
+
+    assert "engine: refused: {'secret_access_key': '***', 'bucket': 'b'}" in capsys.readouterr().err
