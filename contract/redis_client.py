@@ -12,13 +12,12 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from contract.errors import RedisAway
-from contract.mask_text import mask_text, mask_urls_in
+from contract.mask_text import mask_text
 
 CALL_TIMEOUT_S = 1.0
 OLDEST_VERSION = (6, 2)
 # More than the threads of a process ever need: one connection per waiting thread.
 MAX_CONNECTIONS = 256
-mask_password = mask_urls_in
 
 
 def open_redis(url: str, *, timeout_s: float = CALL_TIMEOUT_S) -> redis.Redis:

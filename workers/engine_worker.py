@@ -31,9 +31,10 @@ from contract import snapshots
 from contract.command_taker import CommandTaker
 from contract.errors import RedisAway
 from contract.keys import Keys
+from contract.mask_text import mask_urls_in
 from contract.masking import mask_secrets
 from contract.prefetch_jobs import PrefetchStore
-from contract.redis_client import check_server, describe, mask_password, open_blocking_redis, open_redis
+from contract.redis_client import check_server, describe, open_blocking_redis, open_redis
 from contract.settings import SettingError, Settings, load_settings
 from engine.config import GIB, EngineConfig
 from engine.dataplane.limits import DataPlaneLimits
@@ -188,7 +189,7 @@ class EngineWorker:
 
     def _with_redis(self, step: Callable[[], bool]) -> bool:
         """Repeats a step of the start until Redis lets it happen. False when asked to stop meanwhile."""
-        outage = Outage(logger, f"start, {mask_password(self._settings.effective_redis_url)}")
+        outage = Outage(logger, f"start, {mask_urls_in(self._settings.effective_redis_url)}")
         while not self._asked_to_stop.is_set():
             try:
                 done = step()
@@ -204,7 +205,7 @@ class EngineWorker:
 
     def _claim(self) -> bool:
         if problem := check_server(self._redis):
-            raise CannotStart(f"redis_url: {mask_password(self._settings.effective_redis_url)}: {problem}")
+            raise CannotStart(f"redis_url: {mask_urls_in(self._settings.effective_redis_url)}: {problem}")
         return claim_instance(self._redis, self._keys, self._heartbeat.record(), self._asked_to_stop)
 
     def _load(self) -> bool:

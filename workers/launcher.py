@@ -26,7 +26,8 @@ import redis
 from contract.engine_record import RECORD_FILE, read_file_record
 from contract.errors import RedisAway
 from contract.keys import Keys
-from contract.redis_client import check_server, describe, mask_password, open_redis
+from contract.mask_text import mask_urls_in
+from contract.redis_client import check_server, describe, open_redis
 from contract.settings import ENVIRONMENT_PREFIX, SettingError, Settings, load_settings
 from contract.version import COMMIT_VARIABLE
 from workers import embedded_redis
@@ -98,7 +99,7 @@ class Launcher:
             self._check_external_redis()
 
     def _check_external_redis(self) -> None:
-        shown = mask_password(self._settings.redis_url)
+        shown = mask_urls_in(self._settings.redis_url)
         give_up_at = time.monotonic() + REDIS_PATIENCE_S
         client = open_redis(self._settings.redis_url)
         try:
@@ -249,7 +250,7 @@ class Launcher:
         rows = {
             "HTTP": f"{http_url(settings.http_host, settings.http_port)}, listening on {settings.http_host}",
             "data plane": f"tcp://{settings.host}:{settings.port}",
-            "Redis": f"{mask_password(settings.redis_url)}, {'started here' if self._is_embedded else 'external'}",
+            "Redis": f"{mask_urls_in(settings.redis_url)}, {'started here' if self._is_embedded else 'external'}",
             "data": settings.data_dir,
         }
         if self._is_embedded:

@@ -13,7 +13,7 @@ import logging
 from redis.connection import parse_url
 
 from contract.loopback import is_loopback_host
-from contract.redis_client import mask_password
+from contract.mask_text import mask_urls_in
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ def tell_exposure(url: str) -> None:
     parts = parse_url(url)
     if parts.get("password") or parts.get("ssl_certfile") or "path" in parts:
         return
-    shown = mask_password(url)
+    shown = mask_urls_in(url)
     if is_loopback_host(str(parts.get("host", "localhost"))):
         logger.info("redis_url: %s has no password: every user of this machine can command this engine", shown)
         return

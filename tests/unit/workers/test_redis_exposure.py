@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from contract.redis_client import mask_password
+from contract.mask_text import mask_urls_in
 from workers.redis_exposure import tell_exposure
 
 FAR = "whoever reaches that port"
@@ -31,7 +31,7 @@ def test_an_open_redis_is_told_once(caplog: pytest.LogCaptureFixture, url: str, 
         tell_exposure(url)
 
     assert [record.levelname for record in caplog.records] == [level]
-    assert f"redis_url: {mask_password(url)} has no password" in caplog.text
+    assert f"redis_url: {mask_urls_in(url)} has no password" in caplog.text
     assert text in caplog.text
 
 
