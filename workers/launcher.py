@@ -167,9 +167,11 @@ class Launcher:
         return {**self._environ_without_ours(), **settings.as_environ()}
 
     def _redis_answers(self, pid: int) -> bool:
+        """Whether it is the one that was started, and has read its data: until then it refuses all that is asked."""
         client = open_redis(self._settings.redis_url)
         try:
-            return bool(client.info("server").get("process_id") == pid)
+            found = client.info()
+            return bool(found.get("process_id") == pid and not found.get("loading"))
         except redis.RedisError:
             return False
         finally:

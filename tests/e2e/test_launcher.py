@@ -10,14 +10,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import psutil
 import pytest
 
+from contract.redis_client import open_redis
+from contract.settings import load_settings
 from tests.stack import ROOT, Larder, RedisServer, answers, free_port
 from tests.waiting import wait_for
 from workers.errors import EXIT_CANNOT_START
+from workers.launcher import Launcher
 
 pytestmark = pytest.mark.redis
 READY = re.compile(r"launcher: (\w+) is ready(?: again)? after [\d.]+ s \(process (\d+)\)")
@@ -64,7 +68,7 @@ def test_it_says_what_listens_where(steady: Larder) -> None:
     assert set(pids(steady)) == {"redis", "engine", "web"}
     assert f"HTTP       {steady.url}" in log
     assert f"data plane tcp://127.0.0.1:{steady.port}" in log
-    assert f"Redis      redis://127.0.0.1:{steady.settings['redis_port']}/0, started here" in log
+    assert f"Redis      redis://:***@127.0.0.1:{steady.settings['redis_port']}/0, started here, password in " in log
     assert f"data       {steady.settings['data_dir']}" in log
     assert steady.http("GET", "/status").json()["is_healthy"] is True
 
@@ -89,7 +93,7 @@ def test_a_clean_stop_leaves_the_data_directory_alone_and_a_start_finds_it(larde
     data = Path(str(larder.settings["data_dir"]))
     assert (data / "redis").stat().st_mode & 0o777 == 0o700
     assert [path for path in data.rglob("*") if stat.S_ISSOCK(path.stat().st_mode)] == []
-    assert sorted(path.name for path in (data / "run").iterdir()) == ["engine.lock", "launcher.lock"]
+    assert sorted(path.name for path in (data / "run").iterdir()) == ["engine.lock", "launcher.lock", "redis.password"]
 
     larder.start()
 
@@ -256,3 +260,19 @@ def test_the_command_explains_itself() -> None:
     assert run("serve").returncode == 2
     assert "--l1-size-gb" in run("server", "--help").stdout
     assert "token" not in run("server", "--help").stdout.replace("tokens", "")
+
+
+def test_redis_counts_as_ready_once_it_has_read_its_data(redis_server: RedisServer) -> None:
+    """Until then it refuses whatever it is asked, as the launcher does next, to forget the last run's log levels."""
+    with closing(open_redis(redis_server.url)) as client, client.pipeline(transaction=False) as many:
+        for number in range(12_000):
+            many.set("larder:{default}:filler", number)
+        many.execute()
+        redis_server.stop()
+        redis_server.options = ("--key-load-delay", "100")  # microseconds for each command that it reads
+        redis_server.launch()
+        launcher = Launcher(load_settings([], {"REDIS_URL": redis_server.url}), {})
+
+        wait_for(lambda: launcher._redis_answers(redis_server.pid), 60, "Redis is ready")
+
+        assert client.delete("larder:{default}:filler") == 1
