@@ -64,13 +64,17 @@ def take(tour: list[tuple[str, str]], touring_larder: Larder, redis_cli: str) ->
         "localhost:8080": touring_larder.url.removeprefix("http://"),
         ".venv/bin/python -m demo.tour": f"{sys.executable} -m demo.tour tcp://127.0.0.1:{touring_larder.port}",
         "redis-cli -p 6380": f"{redis_cli} -p {touring_larder.settings['redis_port']}",
+        "data/run/": f"{touring_larder.settings['data_dir']}/run/",
     }
     assert len(tour) >= 8
 
+    exported = ""
     for command, shown in tour:
-        line = command
+        line = exported + command
         for there, replacement in here.items():
             line = line.replace(there, replacement)
+        if command.startswith("export "):
+            exported += command + "; "  # of one shell, in which the reader goes on
 
         def answer(line: str = line) -> str:
             return subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
