@@ -14,6 +14,10 @@ MAX_BLOCK_IDS = 1_000_000
 MAX_INTEGER = 2**63 - 1
 MAX_KEYS = 10_000
 MAX_PAGE_SIZE = 5000
+#: Objects of L1 in one reply.
+MAX_FOUND = 100
+#: Of a chunk hash, or of its beginning.
+MIN_HASH_DIGITS, MAX_HASH_DIGITS = 4, 128
 MAX_TEXT = 16_384
 MAX_SCRIPT_BYTES = 65_536
 SCRUB_ACTIONS = ("start", "stop", "state")
@@ -49,6 +53,17 @@ def _salt(value: object) -> str:
 def _request_id(value: object) -> str:
     if not isinstance(value, str) or not is_request_id(value):
         raise ValueError("the id of a prefetch job")
+    return value
+
+
+def is_hash_prefix(text: str) -> bool:
+    """Whether it may begin a chunk hash, in lower-case hexadecimal."""
+    return MIN_HASH_DIGITS <= len(text) <= MAX_HASH_DIGITS and not text.strip("0123456789abcdef")
+
+
+def _hash_prefix(value: object) -> str:
+    if not isinstance(value, str) or not is_hash_prefix(value):
+        raise ValueError(f"{MIN_HASH_DIGITS} to {MAX_HASH_DIGITS} lower-case hexadecimal digits")
     return value
 
 
@@ -141,4 +156,5 @@ FIELD_RULES: dict[str, Callable[[object], Any]] = {
     "adapter_index": _integer,
     "fields": _object,
     "keys": _keys,
+    "hash_prefix": _hash_prefix,
 }

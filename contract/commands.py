@@ -35,17 +35,24 @@ from typing import Any, ClassVar
 
 from contract.command_fields import (
     FIELD_RULES,
+    MAX_FOUND,
+    MAX_HASH_DIGITS,
     MAX_INTEGER,
     MAX_KEYS,
     MAX_PAGE_SIZE,
     MAX_SALT_CHARACTERS,
     MAX_SCRIPT_BYTES,
+    MIN_HASH_DIGITS,
+    is_hash_prefix,
 )
 from contract.errors import BadCommand
 from contract.object_keys import EncodedKey
 
 #: Beside the commands: the bounds on their fields that those who make commands need.
-__all__ = ["MAX_INTEGER", "MAX_KEYS", "MAX_PAGE_SIZE", "MAX_SALT_CHARACTERS", "MAX_SCRIPT_BYTES"]
+__all__ = [
+    "MAX_FOUND", "MAX_HASH_DIGITS", "MAX_INTEGER", "MAX_KEYS", "MAX_PAGE_SIZE", "MAX_SALT_CHARACTERS",
+    "MAX_SCRIPT_BYTES", "MIN_HASH_DIGITS", "is_hash_prefix",
+]  # fmt: skip
 
 
 class Command:
@@ -154,6 +161,16 @@ class DeleteL1Keys(Command):
     timeout_s: ClassVar[float] = 30.0
     keys: tuple[EncodedKey, ...]
     force: bool
+
+
+@dataclass(frozen=True)
+class FindL1Objects(Command):
+    """The objects of L1 whose chunk hash begins with these lower-case hexadecimal digits, MAX_FOUND at most."""
+
+    op: ClassVar[str] = "l1.find"
+    slow: ClassVar[bool] = True
+    timeout_s: ClassVar[float] = 10.0
+    hash_prefix: str
 
 
 @dataclass(frozen=True)
@@ -288,6 +305,7 @@ COMMANDS: dict[str, type[Command]] = {
         RunScript,
         ClearCache,
         DeleteL1Keys,
+        FindL1Objects,
         SetQuota,
         DeleteQuota,
         ChecksumBlocks,

@@ -21,6 +21,7 @@ from contract.commands import (
     DeleteKeys,
     DeleteL1Keys,
     DeleteQuota,
+    FindL1Objects,
     ListKeys,
     PingEngine,
     PublishMetrics,
@@ -37,7 +38,7 @@ from contract.thread_stacks import process_name, thread_blocks
 from engine.engine import Engine
 from engine.errors import BadRequest, EngineError, NoKVMemory, NoLayout, TooBusy, UnknownInstance, Unsupported
 from engine.l2.registry import ADAPTERS
-from workers import l2_handlers, steering_handlers
+from workers import l1_handlers, l2_handlers, steering_handlers
 from workers.errors import CommandRefused
 from workers.live_settings import LiveSettings
 from workers.prefetch_jobs import PrefetchJobs
@@ -154,6 +155,11 @@ def clear_cache(worker: Worker, command: ClearCache) -> dict[str, Any]:
 def delete_l1_keys(worker: Worker, command: DeleteL1Keys) -> dict[str, Any]:
     keys = [l2_handlers.object_key(key) for key in command.keys]
     return dataclasses.asdict(worker.engine.l1.delete(keys, force=command.force))
+
+
+@handles(FindL1Objects)
+def find_l1_objects(worker: Worker, command: FindL1Objects) -> dict[str, Any]:
+    return l1_handlers.find(worker.engine, command)
 
 
 @handles(SetQuota)

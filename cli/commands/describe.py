@@ -158,36 +158,44 @@ def _breaker_line(breaker: Mapping[str, Any]) -> str:
 @adapter_option
 @remote
 def describe_object(call: Call, chunk_hash: str, adapter: str | None) -> int:
-    """What L2 holds under a chunk hash, or its first characters.
+    """What L1 and L2 hold under a chunk hash, or its first characters.
 
-    Looks through the listing of every adapter, or of the one named. What is in L1 alone cannot be listed.
+    Of L2 the listings of all adapters are looked through, or with --adapter one.
     """
     wanted = chunk_hash.lower()
     if len(wanted) < MIN_HASH_CHARACTERS or wanted.strip("0123456789abcdef"):
         raise click.UsageError(f"HASH: wanted at least {MIN_HASH_CHARACTERS} hexadecimal digits")
-    matches: list[dict[str, Any]] = []
+    in_l1 = call.server.get("/l1/objects", {"chunk_hash": wanted})
+    matches: list[dict[str, Any]] = [{**entry, "tier": "l1"} for entry in in_l1["entries"]]
     for name in [adapter] if adapter is not None else _adapter_names(call):
         matches += _matches_in(call, name, wanted)
+    objects = _by_object(matches)
     if call.as_json:
         print_json(matches)
     else:
-        for match in matches[:MAX_MATCHES]:
-            say(object_line(match))
+        for places in objects[:MAX_MATCHES]:
+            say(object_line(places))
     if not matches:
-        raise Refused(
-            f"{call.server.named('GET', '/l2/keys')}: no object in L2 has a chunk hash that begins with {wanted}"
-        )
-    if len(matches) > MAX_MATCHES and not call.as_json:
-        note(f"{len(matches)} objects match, the first {MAX_MATCHES} are shown")
+        asked = call.server.named("GET", "/l1/objects")
+        raise Refused(f"{asked}: no object in L1 or L2 has a chunk hash that begins with {wanted}")
+    if in_l1["has_more"]:
+        note(f"more than {len(in_l1['entries'])} objects in L1 match, the others are left out")
+    if len(objects) > MAX_MATCHES and not call.as_json:
+        note(f"{len(objects)} objects match, the first {MAX_MATCHES} are shown")
     return OK
+
+
+def _by_object(matches: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The places of each object together, in the order in which the objects were first met."""
+    objects: dict[tuple[object, ...], list[dict[str, Any]]] = {}
+    for match in matches:
+        objects.setdefault(tuple(match["key"].values()), []).append(match)
+    return list(objects.values())
 
 
 def _adapter_names(call: Call) -> list[str]:
     """The types that can be listed, each once: of several adapters of a type the first answers."""
-    names = list(dict.fromkeys(entry["type_name"] for entry in call.server.get("/l2/adapters")["adapters"]))
-    if not names:
-        raise Refused(f"{call.server.named('GET', '/l2/adapters')}: there is no L2 adapter, so nothing can be listed")
-    return names
+    return list(dict.fromkeys(entry["type_name"] for entry in call.server.get("/l2/adapters")["adapters"]))
 
 
 def _matches_in(call: Call, adapter: str, wanted: str) -> list[dict[str, Any]]:
@@ -196,7 +204,9 @@ def _matches_in(call: Call, adapter: str, wanted: str) -> list[dict[str, Any]]:
     try:
         for entries, _ in pages(call, adapter, None):
             found += [
-                {**entry, "adapter": adapter} for entry in entries if entry["key"]["chunk_hash_hex"].startswith(wanted)
+                {**entry, "tier": "l2", "adapter": adapter}
+                for entry in entries
+                if entry["key"]["chunk_hash_hex"].startswith(wanted)
             ]
     except (Refused, Unhealthy) as error:
         if isinstance(error, Refused) and error.status != 501:
@@ -205,12 +215,26 @@ def _matches_in(call: Call, adapter: str, wanted: str) -> list[dict[str, Any]]:
     return found
 
 
-def object_line(match: Mapping[str, Any]) -> str:
-    """One sentence about a stored object."""
-    key = match["key"]
+def object_line(places: list[dict[str, Any]]) -> str:
+    """One sentence about an object and all places where it is."""
+    key = places[0]["key"]
     rank, world = key["kv_rank"] >> 16 & 0xFF, key["kv_rank"] >> 24 & 0xFF
     tenant = f"tenant {key['cache_salt']!r}" if key["cache_salt"] else "the tenant with the empty salt"
     return (
         f"{key['chunk_hash_hex']}: the KV of one chunk, for {key['model_name']}, rank {rank} of {world}, "
-        f"object group {key['object_group_id']}, of {tenant}; {size(match['size_bytes'])} in {match['adapter']}."
+        f"object group {key['object_group_id']}, of {tenant}; {', '.join(map(_place, places))}."
     )
+
+
+def _place(place: Mapping[str, Any]) -> str:
+    if place["tier"] == "l2":
+        return f"{size(place['size_bytes'])} in {place['adapter']}"
+    holders = [count(place[name], name[:-1]) for name in ("leases", "pins") if place[name]]
+    facts = [f"held by {' and '.join(holders)}" if holders else "held by nobody"]
+    if place["state"] == "writing":
+        facts = ["being written"]
+    if place["to_be_written_to"]:
+        facts.append(f"on its way to {', '.join(place['to_be_written_to'])}")
+    if place["ordered_objects"] is not None:
+        facts.append(f"{place['colder_objects']:,} of {count(place['ordered_objects'], 'object')} go before it")
+    return f"{size(place['size_bytes'])} in L1 ({'; '.join(facts)})"

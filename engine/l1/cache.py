@@ -10,6 +10,7 @@ from itertools import chain, count
 
 from engine.l1.eviction import EvictionPolicy
 from engine.l1.evictor import SLICE, Evictor
+from engine.l1.finder import Finder
 from engine.l1.holds import ENGINE, ClearResult, Holder, Pin, Reservation
 from engine.l1.index import Entry, Index, State
 from engine.l1.invariants import check_invariants
@@ -54,6 +55,7 @@ class L1Cache:
         # See remover.py.
         self._remover = Remover(self._lock, self._index, pool, self._doomed)
         self.delete = self._remover.delete
+        self.find = Finder(self._lock, self._index).find  # see finder.py
 
     def follow(self, *, write_ttl_s: float, read_ttl_s: float) -> None:
         """From now on what is handed out lasts so long; what has been handed out keeps its deadline."""

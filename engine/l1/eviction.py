@@ -14,7 +14,7 @@ Not thread-safe: the cache's lock guards them.
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from heapq import heapify, heappop, heapreplace
 
 from engine.object_key import ObjectKey
@@ -51,6 +51,11 @@ class EvictionPolicy(ABC):
         """Keys of one salt in the order in which they should go. Valid until the next change."""
         return (key for key in self.oldest() if key.cache_salt == cache_salt)
 
+    def order_with(self, key: ObjectKey) -> Iterable[ObjectKey]:
+        """The order that `key` stands in, the coldest first; nothing when it stands in none. Valid until the next
+        change."""
+        return ()
+
     @abstractmethod
     def keys(self) -> Iterator[ObjectKey]:
         """Every key in the order, for the invariant check."""
@@ -79,6 +84,9 @@ class LRU(EvictionPolicy):
 
     def oldest(self) -> Iterator[ObjectKey]:
         return iter(self._order)
+
+    def order_with(self, key: ObjectKey) -> Iterable[ObjectKey]:
+        return self._order if key in self._order else ()
 
     keys = oldest
 
@@ -115,6 +123,10 @@ class IsolatedLRU(EvictionPolicy):
 
     def oldest_of(self, cache_salt: str) -> Iterator[ObjectKey]:
         return iter(self._orders.get(cache_salt, ()))
+
+    def order_with(self, key: ObjectKey) -> Iterable[ObjectKey]:
+        order = self._orders.get(key.cache_salt, ())
+        return order if key in order else ()
 
     def oldest(self) -> Iterator[ObjectKey]:
         """Each time the oldest of the salt that would be furthest over its share by then.
@@ -203,6 +215,9 @@ class ARC(EvictionPolicy):
             else:
                 left_again -= 1
                 yield next(again)
+
+    def order_with(self, key: ObjectKey) -> Iterable[ObjectKey]:
+        return next((order for order in (self._once, self._again) if key in order), ())
 
     def keys(self) -> Iterator[ObjectKey]:
         yield from self._once

@@ -83,6 +83,10 @@ class WriteBack:
         """Whether a write of `key` to this adapter was called off before it began."""
         return self.queues[tier.index].cancel(key)
 
+    def waiting_for(self, key: ObjectKey) -> list[str]:
+        """The labels of the adapters to which it is being written, or is about to be."""
+        return [queue.tier.label for queue in self.queues if queue.has(key)]
+
     def stop(self, deadline: float) -> None:
         """Writes what is queued until `deadline` (monotonic), and says what it left."""
         self._record.stopped_on_purpose = True

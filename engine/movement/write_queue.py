@@ -144,6 +144,11 @@ class WriteQueue:
         self._counters["cancelled"].inc(cancelled)
         return bool(cancelled)
 
+    def has(self, key: ObjectKey) -> bool:
+        """Whether a write of it is queued or runs."""
+        with self._changed:
+            return key in self._queued or key in self._running
+
     def _drop(self, write: Write) -> None:
         """Lets go of the object's bytes. Call under the lock."""
         if write.pin is not None:

@@ -184,7 +184,7 @@ def test_a_command_alone_shows_its_help_and_ends_with_2() -> None:
         (("keys", "--adapter", "nope"), "404 "),
         (("scrub", "start", "--adapter", "nope"), "404 "),
         (("describe", "adapter", "nope"), "there are: 0-fs"),
-        (("describe", "object", "00ff00ff"), "no object in L2"),
+        (("describe", "object", "00ff00ff"), "no object in L1 or L2"),
         (("prefetch", "--model", "nobody/registered"), "409 "),
         (("prefetch", "--model", MODEL, "--salt", "a/b"), "400 "),
         (("quota", "get", "a/b"), "404 "),
@@ -218,7 +218,11 @@ def test_an_object_is_described_by_the_beginning_of_its_hash(server: Larder) -> 
 
     assert described.out.startswith(f"{digest}: the KV of one chunk, for {MODEL}, rank 0 of 1")
     assert "tenant 'alice'" in described.out
-    assert ask(server, "describe", "object", digest, "--json").json()[0]["adapter"] == "fs"
+    assert " in L1 (held by nobody; " in described.out
+    assert re.search(rf"; \d of {CHUNKS} objects go before it\), .* in fs\.\n", described.out)
+    in_l1, in_l2 = ask(server, "describe", "object", digest, "--json").json()
+    assert (in_l1["tier"], in_l1["state"], in_l1["leases"], in_l1["key"]) == ("l1", "ready", 0, in_l2["key"])
+    assert (in_l2["tier"], in_l2["adapter"]) == ("l2", "fs")
 
 
 def test_a_log_level_is_set_and_read_back(server: Larder) -> None:

@@ -19,6 +19,7 @@ from contract.commands import (
     DeleteKeys,
     DeleteL1Keys,
     DeleteQuota,
+    FindL1Objects,
     ListKeys,
     PingEngine,
     PublishMetrics,
@@ -60,6 +61,7 @@ from contract.object_keys import EncodedKey
         DeleteKeys(None, ()),
         DeleteKeys("fs", (EncodedKey("00ff", "m/東京", 16777472), EncodedKey("", "", -1, 2, "alice"))),
         DeleteL1Keys((EncodedKey("00ff", "m/東京", 16777472),), True),
+        FindL1Objects("00ff"),
         ListKeys(None, None, 1, None),
         ListKeys("", "m", 5000, "abc"),
         ControlScrub("dax", "start"),
@@ -75,7 +77,7 @@ def test_every_command_is_tried_above_and_named_once() -> None:
         "engine.ping", "cache.clear", "quota.set", "quota.delete", "kvcache.check", "prefetch.start", "prefetch.cancel",
         "l2.delete", "l2.list", "l2.scrub", "l2.reconfigure", "engine.threads", "engine.loggers",
         "metrics.publish", "script.run", "engine.settings", "engine.switch", "engine.chunks", "kvcache.slots",
-        "l1.delete",
+        "l1.delete", "l1.find",
     }  # fmt: skip
 
 
@@ -97,6 +99,8 @@ def test_the_seen_marker_outlives_the_command(command: Any) -> None:
         ("quota.set", {"cache_salt": "a", "limit_bytes": 1.0}, "limit_bytes must be an integer"),
         ("quota.set", {"cache_salt": "a", "limit_bytes": -1}, "limit_bytes must be 0 or more"),
         ("quota.set", {"cache_salt": "a", "limit_bytes": 2**63}, "limit_bytes must be an integer of 64 bits"),
+        ("l1.find", {"hash_prefix": "00f"}, "hash_prefix must be 4 to 128 lower-case"),
+        ("l1.find", {"hash_prefix": "00fF"}, "hash_prefix must be 4 to 128 lower-case"),
         ("cache.clear", {"force": "yes"}, "force must be true or false"),
         ("kvcache.check", {"instance_id": 0, "block_ids": [True], "chunk_size": 1, "layerwise": False}, "block_ids"),
         ("kvcache.check", {"instance_id": 0, "block_ids": 3, "chunk_size": 1, "layerwise": False}, "block_ids"),
