@@ -108,6 +108,8 @@ class Launcher:
                     problem = check_server(client)
                     break
                 except RedisAway as error:
+                    if isinstance(error.__cause__, redis.AuthenticationError):
+                        raise CannotStart(f"redis_url: got {shown!r}, which does not let us in: {error}") from error
                     if time.monotonic() > give_up_at or self._asked_to_stop.wait(0.2):
                         raise CannotStart(f"redis_url: got {shown!r}, which does not answer: {error}") from error
         finally:

@@ -203,3 +203,22 @@ def test_an_open_redis_is_told_by_the_engine(tmp_path: Path, redis_server: Redis
         with EngineProcess(tmp_path / name, url, instance_id=name) as engine:
             lines = [line for line in engine.log_tail(1000).splitlines() if "has no password" in line]
             assert [level in line and url in line for line in lines] == [True]
+
+
+@pytest.mark.parametrize("given", ["", ":not-the-password@"])
+def test_an_external_redis_that_does_not_let_us_in_stops_the_start_at_once(
+    tmp_path: Path, redis_server: RedisServer, given: str
+) -> None:
+    client = redis_server.client()
+    client.config_set("requirepass", "hush-hush")
+    client.close()
+    url = redis_server.url.replace("//", f"//{given}")
+
+    larder = Larder(tmp_path / "larder", redis_url=url)
+    larder.launch()
+
+    assert larder.process is not None
+    assert larder.process.wait(60) == 1
+    shown = redis_server.url.replace("//", f"//{given and ':***@'}")
+    assert f"redis_url: got '{shown}', which does not let us in: AuthenticationError: " in larder.log_tail()
+    assert "not-the-password" not in larder.log_tail()
