@@ -10,7 +10,8 @@ time to send a request            READ_S, or HURRIED_S while other connections w
 time to take an answer            WRITE_S; without taking anything IDLE_S, or HURRIED_WRITE_S while others wait
 
 A client that sends its next requests before it has taken an answer is let go after that answer. `Host` and what else
-a request can only have once is refused with 400 when it comes twice.
+a request can only have once is refused with 400 when it comes twice, and so is a body of which two readers could see
+different ends. A body in chunks ends the connection: what of it is not read must not be taken for the next request.
 
 It listens on a socket that is given to it, whatever the process's environment says.
 """
@@ -124,15 +125,27 @@ class BoundedServer(wsgi.Server):
 class _Headers(HeaderReader):
     """Those of one request. Raises ValueError where two readers of them could take different values."""
 
-    ONCE = frozenset({b"Host", b"Authorization", b"Content-Length"})
+    ONCE = frozenset({b"Host", b"Authorization", b"Content-Length", b"Transfer-Encoding", b"Origin", b"Sec-Fetch-Site"})
 
     def __init__(self) -> None:
         self._seen: set[bytes] = set()
+
+    def __call__(self, rfile: Any, hdict: dict[bytes, bytes] | None = None) -> dict[bytes, bytes]:
+        headers: dict[bytes, bytes] = super().__call__(rfile, hdict)
+        length = headers.get(b"Content-Length")
+        if length is not None and not length.isdigit():
+            raise ValueError("Content-Length is no number")
+        if length is not None and b"Transfer-Encoding" in headers:
+            raise ValueError("Content-Length and Transfer-Encoding were both sent")
+        return headers
 
     def _allow_header(self, key_name: bytes) -> bool:
         # Also called for a continuation line, which would replace the value.
         if key_name in self._seen:
             raise ValueError(f"{key_name.decode()} was sent twice")
+        # WSGI has one name for `X_A` and `X-A`.
+        if b"_" in key_name:
+            raise ValueError("a header has an underscore in its name")
         if key_name in self.ONCE:
             self._seen.add(key_name)
         return True
@@ -142,6 +155,11 @@ class _Request(HTTPRequest):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.header_reader = _Headers()
+
+    def read_request_headers(self) -> bool:
+        is_fit = bool(super().read_request_headers())
+        self.close_connection = self.close_connection or self.chunked_read
+        return is_fit
 
 
 class _Connection(HTTPConnection):
