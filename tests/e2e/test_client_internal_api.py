@@ -117,6 +117,16 @@ def test_what_the_engine_alone_can_do_names_the_engine(socket_path: Path, method
     assert (answer.status, answer.json()["message"][-len(ENGINE_ONLY) :]) == (status, ENGINE_ONLY)
 
 
+def test_scripts_run_in_the_engine_alone(client: LarderClient, tmp_path: Path) -> None:
+    form = b'--x\r\nContent-Disposition: form-data; name="script"; filename="s.py"\r\n\r\nresult = 1\r\n--x--\r\n'
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    config = InternalAPIConfig(enabled=True, socket_path_prefix=str(tmp_path / "socket"), run_script_enabled=True)
+    with internal_api_of(client, config) as server:
+        answer = ask(server.socket_path, "POST", "/run_script", form, headers=headers)
+
+    assert (answer.status, answer.body.decode()) == (501, ENGINE_ONLY)
+
+
 def test_a_server_that_does_not_answer_shows(socket_path: Path, engine: ServedEngine, client: LarderClient) -> None:
     engine.server.stop()
     client.timeout_s = 0.2

@@ -15,6 +15,7 @@ import pytest
 
 from app.openapi import BUG
 from engine.dataplane.client import LarderClient, SharedKV
+from tests.client_process import ClientProcess
 from tests.conftest import start_redis
 from tests.e2e.l2_stack import L2Stack, start_l2_stack
 from tests.stack import Part, WebProcess, free_port, http
@@ -50,6 +51,13 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[L2Stack]:
         client.end_session("request-openapi")
         stack.wait_for_objects(2, ["fs", "dax"])
         yield stack
+
+
+@pytest.fixture(scope="module")
+def inference(stack: L2Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClientProcess]:
+    """A process with a cache client and a server of its own."""
+    with ClientProcess(tmp_path_factory.mktemp("inference"), f"tcp://127.0.0.1:{stack.engine.port}") as client:
+        yield client
 
 
 def own_server(stack: L2Stack) -> str:
@@ -101,6 +109,10 @@ def test_no_answer_of_the_engines_own_server_is_undocumented(stack: L2Stack, tmp
     assert_documented(own_server(stack), stack.engine, tmp_path, *ALL_KINDS, "--max-examples", "10", "--seed", "1")
 
 
+def test_no_answer_of_a_clients_server_is_undocumented(inference: ClientProcess, tmp_path: Path) -> None:
+    assert_documented(inference.url, inference, tmp_path, *ALL_KINDS, "--max-examples", "10", "--seed", "1")
+
+
 def test_no_answer_is_undocumented_while_engine_and_redis_are_away(tmp_path: Path) -> None:
     few = (tmp_path, "--phases", "examples,fuzzing", "--max-examples", "4", "--seed", "1")
     with start_redis("redis", tmp_path / "redis") as redis, WebProcess(tmp_path / "larder", redis.url) as alone:
@@ -111,6 +123,7 @@ def test_no_answer_is_undocumented_while_engine_and_redis_are_away(tmp_path: Pat
 
 
 @pytest.mark.soak
-def test_no_answer_is_undocumented_for_minutes(stack: L2Stack, tmp_path: Path) -> None:
+def test_no_answer_is_undocumented_for_minutes(stack: L2Stack, inference: ClientProcess, tmp_path: Path) -> None:
     assert_documented(stack.web.url, stack.web, tmp_path, "--max-examples", "300", "--max-time", "300")
     assert_documented(own_server(stack), stack.engine, tmp_path, "--max-examples", "300", "--max-time", "200")
+    assert_documented(inference.url, inference, tmp_path, "--max-examples", "300", "--max-time", "100")

@@ -34,6 +34,7 @@ SWITCHED_OFF = (
 @refuses(400, "No script file provided")
 @refuses(404, SWITCHED_OFF)
 @refuses(500, "Error executing script: name 'len' is not defined")
+@refuses(501, "this process has a cache client; ask the internal API server of the engine, index 0")
 @refuses(503)
 def run_script() -> Response:
     """Runs Python in the engine's process. Off unless the settings switch it on; answers the text of what the script
