@@ -4,9 +4,12 @@ import logging
 import os
 from dataclasses import replace
 
+from gunicorn.http.errors import ParseException
+
 from app import create_app
 from app.backend import QueueBackend
 from app.config import AppConfig
+from app.errors import refuse_as
 from contract.keys import Keys
 from contract.masking import MaskedFormatter
 from contract.settings import load_settings
@@ -33,3 +36,4 @@ app = create_app(
     ),
     categories=("common", "mp"),
 )
+refuse_as(app, ParseException, 400, "the chunks of the body are not as HTTP wants them")

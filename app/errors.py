@@ -9,6 +9,7 @@ EngineAway                     503     the route's shape with its fixed text
 QueueFull                      503     the route's shape, with Retry-After
 other ContractError            503     the route's shape; CommandFailed: the status of its code
 unknown path, wrong method     404/405 {"detail": "Not Found"}, {"detail": "Method Not Allowed"} with Allow
+what `refuse_as` was told of   its own the route's shape
 anything else                  500     the route's shape, and a traceback in the log
 """
 
@@ -69,6 +70,11 @@ def install(app: Flask) -> None:
     app.register_error_handler(ContractError, _contract_error)
     app.register_error_handler(HTTPException, _http_exception)
     app.register_error_handler(Exception, _unexpected)
+
+
+def refuse_as(app: Flask, kind: type[Exception], status: int, reason: str) -> None:
+    """Answers so what the HTTP server raises when a view reads a body that is the caller's mistake."""
+    app.register_error_handler(kind, lambda error: _reply(status, reason))
 
 
 def current_policy() -> Policy | None:

@@ -175,7 +175,7 @@ class _Connection(HTTPConnection):
 
     def _make_file(self, sock: socket.socket, mode: str, size: int) -> Any:
         if "r" in mode:
-            reader: Any = StreamReader(sock, mode, size)
+            reader: Any = _BoundedLines(sock, mode, size)
             reader._raw = _Reader(sock, self)
             return reader
         writer: Any = StreamWriter(sock, mode, size)
@@ -190,6 +190,13 @@ class _Connection(HTTPConnection):
     def age_s(self) -> float:
         """How long a thread has had it."""
         return time.monotonic() - self.began
+
+
+class _BoundedLines(StreamReader):
+    """No line is kept that is longer than a whole head may be."""
+
+    def readline(self, size: int | None = -1) -> bytes:
+        return bytes(super().readline(MAX_HEAD_BYTES if size is None or size < 0 else size))
 
 
 class _Reader(socket.SocketIO):

@@ -19,12 +19,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from cheroot.errors import MaxSizeExceeded
 from flask import Flask
 
 from app import close_app, create_app
 from app.access import ON_UNIX_SOCKET
 from app.backend import Backend
 from app.config import AppConfig
+from app.errors import refuse_as
 from app.http_server import BoundedServer
 from app.in_process_backend import InProcessBackend
 from app.lone_backend import LoneBackend
@@ -110,6 +112,7 @@ class InternalAPIServer:
             listener = self._listen()
             try:
                 self._app = create_app(app_config, self._manager.backend, CATEGORIES)
+                refuse_as(self._app, MaxSizeExceeded, 413, f"the body is larger than {app_config.max_body_bytes} bytes")
             except BaseException:
                 listener.close()
                 self._remove_own_socket()

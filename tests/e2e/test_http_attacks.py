@@ -204,3 +204,19 @@ def test_a_body_that_is_announced_too_large_is_not_waited_for(port: int, length:
     assert exchange(port, request("DELETE", "/l2", *headers)).statuses == [401]
     allowed = exchange(port, request("DELETE", "/l2", *headers, "Authorization: Bearer s3cret"))
     assert allowed.statuses in ([413], [400])
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        b"zz\r\n{}\r\n0\r\n\r\n",
+        b"-2\r\n{}\r\n0\r\n\r\n",
+        b"2\r\n{}}}\r\n0\r\n\r\n",
+        b"2;" + b"x" * 100_000 + b"\r\n{}\r\n0\r\n\r\n",
+        b"0\r\n" + b"X-Trailer: x\r\n" * 10_000 + b"\r\n",
+    ],
+)
+def test_chunks_that_are_none_are_the_callers_mistake(port: int, chunks: bytes) -> None:
+    headers = [HOST, "Content-Type: application/json", "Transfer-Encoding: chunked", "Authorization: Bearer s3cret"]
+
+    assert exchange(port, request("DELETE", "/l2", *headers, body=chunks)).statuses in ([400], [422])

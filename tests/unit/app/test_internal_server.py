@@ -14,6 +14,7 @@ import pytest
 
 from app.internal_server import InternalAPIServer
 from contract.log_levels import APPLIED
+from tests.e2e.raw_http import exchange, request
 from tests.internal_client import Manager, Side, ask, server
 from tests.stack import free_port
 from tests.waiting import wait_for
@@ -285,6 +286,16 @@ def test_a_body_that_is_too_long_is_refused(port: int, headers: dict[str, str]) 
         except ConnectionResetError:
             pass
     assert ask(port, "GET", "/version").status == 200
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [b"2;" + b"x" * (5 << 20) + b"\r\n{}\r\n0\r\n\r\n", (b"1;" + b"x" * 30_000 + b"\r\n \r\n") * 200],
+)
+def test_chunks_that_are_none_are_the_callers_mistake(port: int, chunks: bytes) -> None:
+    answers = exchange(port, request("POST", "/conf", "Host: localhost", "Transfer-Encoding: chunked", body=chunks))
+
+    assert answers.statuses in ([400], [413])
 
 
 def test_callers_who_take_their_time_keep_nobody_waiting(port: int) -> None:
