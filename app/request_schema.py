@@ -23,7 +23,7 @@ from marshmallow import EXCLUDE, Schema, ValidationError
 from marshmallow.fields import Field
 from werkzeug.exceptions import RequestEntityTooLarge
 
-from app.declarations import Body, declare
+from app.declarations import Body, declaration_of, declare
 from app.errors import Unprocessable
 
 R = TypeVar("R")
@@ -159,7 +159,7 @@ def takes_query(schema: type[Schema]) -> Callable[[Callable[..., R]], Callable[.
             last_of_each = {name: values[-1] for name, values in request.args.lists()}
             return view(**path, **load(checked, last_of_each, "query"))
 
-        return declare(with_query, query=schema, is_checked=True)
+        return declare(with_query, query=schema, is_checked=declaration_of(view).is_checked or _can_refuse(checked))
 
     return decorate
 
@@ -189,6 +189,11 @@ def takes_body(
         return declare(with_body, body=Body(schema, example, required=not optional), is_checked=True)
 
     return decorate
+
+
+def _can_refuse(query: Schema) -> bool:
+    """Whether a query can have a wrong form: a text cannot, and may be missing."""
+    return any(type(field) is not Text or field.required for field in query.fields.values())
 
 
 def json_body(parse: Callable[[bytes], Any] | None = None, *, optional: bool = False) -> dict[str, Any]:

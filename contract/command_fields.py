@@ -22,6 +22,7 @@ MAX_TEXT = 16_384
 MAX_SCRIPT_BYTES = 65_536
 SCRUB_ACTIONS = ("start", "stop", "state")
 CHUNK_STEPS = ("start", "stop", "reset")
+MOCK_VERBS = ("store", "retrieve")
 SWITCHES = ("freeze", "hot_cache", "bypass", "block_log")
 
 
@@ -157,4 +158,7 @@ FIELD_RULES: dict[str, Callable[[object], Any]] = {
     "fields": _object,
     "keys": _keys,
     "hash_prefix": _hash_prefix,
+    "verb": _one_of(MOCK_VERBS),
+    "start": _count,
+    "end": _count,
 }

@@ -12,10 +12,12 @@ metrics.publish  no    yes         yes                 {}
 script.run       yes   no          no                  {"text"} or {"error"}
 cache.clear      no    yes         yes                 {"removed", "kept", "doomed"}
 l1.delete        yes   no          yes                 {"deleted", "skipped"}
+l1.find          yes   yes         no                  {"entries", "has_more"}
 quota.set        no    yes         yes                 {"cache_salt", "limit_bytes"}
 quota.delete     no    no          yes                 {"removed"}
 kvcache.check    yes   yes         no                  {"chunk_checksums", "num_chunks"}
 kvcache.slots    yes   yes         no                  {"chunk_checksums", "num_chunks"}
+kvcache.mock     yes   yes         yes                 {"num_tokens"[, "num_retrieved"]}
 prefetch.start   yes   yes         no                  {"status", "chunks"}
 prefetch.cancel  yes   yes         no                  {"status"}
 l2.delete        yes   yes         yes                 {"adapter", "ok"[, "error"]}
@@ -223,6 +225,20 @@ class ChecksumSlots(Command):
 
 
 @dataclass(frozen=True)
+class MoveMockTokens(Command):
+    """Stores the tokens from `start` to before `end` out of the KV memory of the worker that registered first, or looks
+    up how many of them are stored."""
+
+    op: ClassVar[str] = "kvcache.mock"
+    slow: ClassVar[bool] = True
+    changes_snapshots: ClassVar[bool] = True
+    timeout_s: ClassVar[float] = 30.0
+    verb: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
 class StartPrefetch(Command):
     """Starts the prefetch job whose record is in Redis; for one that was started already, tells its state."""
 
@@ -310,6 +326,7 @@ COMMANDS: dict[str, type[Command]] = {
         DeleteQuota,
         ChecksumBlocks,
         ChecksumSlots,
+        MoveMockTokens,
         StartPrefetch,
         CancelPrefetch,
         DeleteKeys,

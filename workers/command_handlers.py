@@ -23,6 +23,7 @@ from contract.commands import (
     DeleteQuota,
     FindL1Objects,
     ListKeys,
+    MoveMockTokens,
     PingEngine,
     PublishMetrics,
     Reconfigure,
@@ -38,7 +39,7 @@ from contract.thread_stacks import process_name, thread_blocks
 from engine.engine import Engine
 from engine.errors import BadRequest, EngineError, NoKVMemory, NoLayout, TooBusy, UnknownInstance, Unsupported
 from engine.l2.registry import ADAPTERS
-from workers import l1_handlers, l2_handlers, steering_handlers
+from workers import by_hand, l1_handlers, l2_handlers, steering_handlers
 from workers.errors import CommandRefused
 from workers.live_settings import LiveSettings
 from workers.prefetch_jobs import PrefetchJobs
@@ -184,6 +185,14 @@ def checksum_blocks(worker: Worker, command: ChecksumBlocks) -> dict[str, Any]:
 @handles(ChecksumSlots)
 def checksum_slots(worker: Worker, command: ChecksumSlots) -> dict[str, Any]:
     return worker.engine.checksum_slots(command.worker, command.slots, command.slots_per_chunk, command.layerwise)
+
+
+@handles(MoveMockTokens)
+def move_mock_tokens(worker: Worker, command: MoveMockTokens) -> dict[str, Any]:
+    if command.verb == "store":
+        return {"num_tokens": by_hand.store(worker.engine, command.start, command.end)}
+    found = by_hand.retrieve(worker.engine, command.start, command.end)
+    return {"num_tokens": command.end - command.start, "num_retrieved": found}
 
 
 @handles(ChangeSettings)

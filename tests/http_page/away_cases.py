@@ -60,7 +60,14 @@ BARE = {
     ],
 }  # fmt: skip
 
-#: The same server, with a registered client of the model `page/bare`.
+#: A storage with more objects than are listed.
+TOO_MANY = [
+    Case("GET /l2/keys", 501, DETAIL),
+    Case("GET /l2/keys?page_token=x", 400, DETAIL),
+    Case("GET /cache/objects", 503, DETAIL),
+]
+
+#: The bare server, with a registered client of the model `page/bare`.
 PREFETCH_WITHOUT_L2 = [
     Case("POST /l2/prefetch", 202, {"request_id": JOB, "chunks": 2, "status": "submitted"}, keep={"job": "request_id"},
          send={"model_name": "page/bare", "world_size": 1, "token_ids": [1] * 512}),
@@ -77,6 +84,10 @@ BARE_OWN = {
         shown("GET /cache/kvcache/info", 404, fault("cache/kvcache/info API found nothing")),
         shown("GET /cache/kvcache/check?slot_mapping=1", 404, fault("cache/kvcache/check API found nothing")),
         shown("GET /cache/kvcache/check?slot_mapping=x", 400, fault("cache/kvcache/check API refused the request")),
+        *[
+            shown(f"POST /cache/{verb}?tokens_mock=0,16", 404, fault(f"cache/{verb} API found nothing"))
+            for verb in ("store", "retrieve")
+        ],
         shown("GET /inference_info", 200, {}),
     ],
     "no second tier": [
@@ -212,7 +223,10 @@ WAITING = {
     "needs a ready engine": [
         waits("POST /conf", "conf", {"eviction_ratio": 0.5}), waits("GET /meta", "meta"),
         waits("GET /inference_info", "inference_info"), waits("GET /inference_version", "inference_version"),
-        waits("GET /backends", "backends"), waits("GET /bypass/list", "bypass"),
+        waits("GET /backends", "backends"), waits("POST /backends", "backends"),
+        waits("DELETE /backends/x", "backends"), waits("POST /backends/x/recreate", "backends"),
+        *[waits(f"POST /cache/{verb}?tokens_mock=0,16", f"cache/{verb}") for verb in ("store", "retrieve")],
+        waits("GET /bypass/list", "bypass"),
         *[waits(f"PUT /bypass/{verb}?backend_name=x", "bypass") for verb in ("add", "remove")],
         *[waits(f"PUT /{route}/{verb}", route) for route in ("freeze", "hot_cache") for verb in ("enable", "disable")],
         *[waits(f"GET /{route}/status", route) for route in ("freeze", "hot_cache", "chunk_statistics")],

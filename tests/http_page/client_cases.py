@@ -30,7 +30,9 @@ FLOWS = {
         Case("GET /periodic-threads-health", 200, {"healthy": True, "unhealthy_count": 0, "unhealthy_threads": []}),
         Case("GET /periodic-threads/nobody", 404, {"error": "Thread not found: nobody"}),
         Case("GET /", 404, NOT_FOUND), Case("GET /healthcheck", 404, NOT_FOUND),
-        Case("POST /run_script", 404, re.compile("run_script is switched off.*"), answers=TEXT),
+        Case("POST /run_script", 400, "No script file provided", answers=TEXT),
+        Case("POST /run_script", 501, re.compile("this process has a cache client.*"), answers=TEXT,
+             send=part1_cases.script("x"), content_type=part1_cases.SCRIPT_FORM),
     ],
     "settings": [
         as_text("GET /conf", "url", "model_name", "timeout_s"),
@@ -56,7 +58,9 @@ FLOWS = {
         *[alone(f"PUT /bypass/{verb}?backend_name=x", "bypass") for verb in ("add", "remove")],
         *[alone(f"PUT /{route}/{verb}", route) for route in ("freeze", "hot_cache") for verb in ("enable", "disable")],
         *[alone(f"GET /{route}/status", route) for route in ("freeze", "hot_cache", "chunk_statistics")],
-        alone("DELETE /cache/clear", "cache/clear"),
+        alone("POST /backends", "backends"), alone("DELETE /backends/x", "backends"),
+        alone("POST /backends/x/recreate", "backends"), alone("DELETE /cache/clear", "cache/clear"),
+        *[alone(f"POST /cache/{verb}?tokens_mock=0,16", f"cache/{verb}") for verb in ("store", "retrieve")],
         alone("GET /cache/kvcache/check?slot_mapping=1", "cache/kvcache/check"),
         alone("POST /cache/kvcache/record_slot?enabled=true", "cache/kvcache/record_slot"),
         *[

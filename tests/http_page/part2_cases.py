@@ -104,7 +104,14 @@ def bypass(verb: str, name: str, was: bool, now: list[str], query: str = "") -> 
 
 
 BACKENDS = {
-    "own backends": [shown("GET /backends", 200, NAMES)],
+    "own backends": [
+        shown("GET /backends", 200, NAMES),
+        shown("POST /backends", 200, {**SUCCESS, "created": {}, "backends": NAMES}),
+        *[
+            shown(request, 404, {"status": "not_found", "message": WORDS, "backends": NAMES})
+            for request in ("DELETE /backends/nope", "POST /backends/nope/recreate", "DELETE /backends/a%2Fb")
+        ],
+    ],
     "bypass": [
         shown("GET /bypass/list", 200, {**SUCCESS, "bypassed_backends": [], "all_backends": list(NAMES)}),
         bypass("add", "2-memory", False, ["2-memory"]),
@@ -160,6 +167,29 @@ CLEARS = {
                   refused("cache/clear"))
             for name in ("nope", "0-fs", "")
         ],
+    ]
+}  # fmt: skip
+
+STORED = {**SUCCESS, "num_tokens": 512}
+MOVES = {
+    "made-up tokens": [
+        shown("POST /cache/retrieve?tokens_mock=70000,70512", 200, {**STORED, "num_retrieved": 0}),
+        shown("POST /cache/store?tokens_mock=70000,70512", 200, STORED),
+        shown("POST /cache/store?tokens_mock=%2070000%20,%2070512", 200, STORED),
+        shown("POST /cache/retrieve?tokens_mock=70000,70512", 200, {**STORED, "num_retrieved": 512}),
+        shown("POST /cache/retrieve?tokens_mock=70000,70600", 200,
+              {**SUCCESS, "num_tokens": 600, "num_retrieved": 512}),
+        shown("POST /cache/store?tokens_mock=0,1", 200, {**SUCCESS, "num_tokens": 1}),
+        *[
+            shown(f"POST /cache/{verb}{query}", 400, refused(f"cache/{verb}"))
+            for verb in ("store", "retrieve")
+            for query in (
+                "", "?tokens_mock=", "?tokens_mock=1", "?tokens_mock=x,1", "?tokens_mock=1,2,3", "?tokens_mock=1.5,2",
+                "?tokens_mock=-1,2", "?tokens_mock=2,1", "?tokens_mock=1,1", "?tokens_mock=0,1000001",
+                "?tokens_mock=4294967296,4294967297",
+            )
+        ],
+        shown("POST /cache/store?tokens_mock=0,768", 400, refused("cache/store")),
     ]
 }  # fmt: skip
 
@@ -228,16 +258,13 @@ def unsupported(request: str, route: str) -> Case:
 
 UNSUPPORTED = {
     "not supported": [
-        unsupported("POST /backends", "backends"),
         unsupported("DELETE /backends/0-fs", "backends"),
         unsupported("POST /backends/0-fs/recreate", "backends"),
-        unsupported("POST /cache/store?tokens_mock=0,16", "cache/store and cache/retrieve"),
-        unsupported("POST /cache/retrieve?tokens_mock=0,16", "cache/store and cache/retrieve"),
         unsupported("POST /cache/load-fs-chunks", "cache/load-fs-chunks"),
         *[unsupported(f"POST /lookup/{verb}", "lookup") for verb in ("close", "create?dryrun=true", "recreate")],
     ]
 }
 
 FLOWS = {
-    **COMMON, **SETTINGS, **BACKENDS, **SWITCHES, **CLEARS, **SLOTS, **STATISTICS, **CONTROLLER, **UNSUPPORTED
+    **COMMON, **SETTINGS, **BACKENDS, **SWITCHES, **CLEARS, **MOVES, **SLOTS, **STATISTICS, **CONTROLLER, **UNSUPPORTED
 }  # fmt: skip

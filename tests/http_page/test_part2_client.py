@@ -16,7 +16,8 @@ from workers.client_api import internal_api_of
 @pytest.fixture(scope="module")
 def client_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """Of a client with two registered layers; what it answered before stands in `EMPTY`."""
-    config = InternalAPIConfig(enabled=True, socket_path_prefix=str(tmp_path_factory.mktemp("page") / "socket"))
+    prefix = str(tmp_path_factory.mktemp("page") / "socket")
+    config = InternalAPIConfig(enabled=True, socket_path_prefix=prefix, run_script_enabled=True)
     with (
         ServedEngine() as engine,
         SharedKV([(2, 8, 4, 2, 8)] * 2, "float32") as memory,

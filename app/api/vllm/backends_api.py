@@ -19,8 +19,8 @@ router = Blueprint("vllm_backends", __name__)
 BACKENDS = shape_of("backends")
 BYPASS = shape_of("bypass")
 FIXED = (
-    "which adapters there are is decided when the engine starts, since each has its catalog, write-back queue and "
-    "eviction; PUT /bypass/add takes one out of service, /reconfigure changes the devices of one"
+    "an adapter lives as long as the engine, since its catalog, write-back queue and eviction do; PUT /bypass/add "
+    "takes one out of service, /reconfigure changes the devices of one"
 )
 
 
@@ -50,19 +50,33 @@ def backends() -> Response:
 
 @router.post("/backends")
 @policy(Level.ADMIN, BACKENDS)
-@refuses(501, FIXED)
+@answers(
+    200,
+    {"status": Literal["success"], "created": dict[str, str], "backends": dict[str, str]},
+    example={"status": "success", "created": {}, "backends": EXAMPLE_NAMES},
+)
+@asks_the_engine
 def create_backends() -> Response:
-    """Not supported."""
-    raise RouteError(501, FIXED)
+    """Creates those that are configured and missing. None ever is: all are made when the engine starts, and stay."""
+    return shown({"status": "success", "created": {}, "backends": fact(STEERING)["backends"]})
 
 
 @router.delete("/backends/<name>", endpoint="close_backend")
 @router.post("/backends/<name>/recreate", endpoint="recreate_backend")
 @policy(Level.ADMIN, BACKENDS)
 @in_path(name=("fs", "The name of a backend."))
+@answers(
+    404,
+    {"status": Literal["not_found"], "message": str, "backends": dict[str, str]},
+    example={"status": "not_found", "message": "unknown backend 's3'", "backends": EXAMPLE_NAMES},
+)
 @refuses(501, FIXED)
+@asks_the_engine
 def change_backend(name: str) -> Response:
-    """Not supported."""
+    """Not supported for a backend that there is."""
+    known = fact(STEERING)["backends"]
+    if name not in known:
+        return shown({"status": "not_found", "message": f"unknown backend {name[:80]!r}", "backends": known}, 404)
     raise RouteError(501, FIXED)
 
 

@@ -1,25 +1,40 @@
-"""/cache/clear, and what other engines offer to move KV by hand, which needs KV tensors that this process owns."""
+"""/cache/clear, /cache/store and /cache/retrieve: objects by hand. And what other engines load from files of theirs."""
 
+import re
 from typing import Literal
 
 from flask import Blueprint, Response, request
+from marshmallow import fields
 
 from app.backend import current_backend
 from app.declarations import answers, refuses
 from app.errors import RouteError
 from app.inspection import asks_the_engine, fact, shape_of, shown
 from app.policy import Level, policy
-from contract.commands import ClearCache
+from app.request_schema import LarderSchema, Text, takes_query
+from contract.commands import ClearCache, MoveMockTokens
 from contract.process_facts import STEERING
 
 router = Blueprint("vllm_objects", __name__)
 
 CLEAR = shape_of("cache/clear")
-MOVE = shape_of("cache/store and cache/retrieve")
+STORE = shape_of("cache/store")
+RETRIEVE = shape_of("cache/retrieve")
 LOAD = shape_of("cache/load-fs-chunks")
 L1_NAME = "LocalCPUBackend"
-NOT_MOVED = "KV is stored from and retrieved into the memory of inference workers, who ask for it over the data plane"
 NOT_LOADED = "files of other engines have another form; an fs adapter's objects are loaded by POST /l2/prefetch"
+NO_RANGE = "tokens_mock is required: two numbers, start,end"
+_RANGE = re.compile(r"\s*([0-9]{1,10})\s*,\s*([0-9]{1,10})\s*", re.ASCII)
+
+
+class MockQuery(LarderSchema):
+    tokens_mock: fields.Field = Text(
+        load_default="",
+        metadata={
+            "description": "Needed: `start,end`, the tokens from `start` to before `end`.",
+            "examples": ["0,512"],
+        },
+    )
 
 
 @router.delete("/cache/clear")
@@ -40,13 +55,45 @@ def clear() -> Response:
     return shown({"status": "success", "num_removed": reply["removed"] + reply["doomed"]})
 
 
+refuses_range = refuses(400, NO_RANGE, "tokens 512,0: from 0 to 4294967296, start before end, 1000000 at most")
+refuses_without_worker = refuses(404, "no KV caches are registered")
+
+
 @router.post("/cache/store")
-@router.post("/cache/retrieve", endpoint="retrieve_objects")
-@policy(Level.ADMIN, MOVE)
-@refuses(501, NOT_MOVED)
-def move_objects() -> Response:
-    """Not supported."""
-    raise RouteError(501, NOT_MOVED)
+@policy(Level.ADMIN, STORE)
+@takes_query(MockQuery)
+@answers(200, {"status": Literal["success"], "num_tokens": int}, example={"status": "success", "num_tokens": 512})
+@refuses_range
+@refuses_without_worker
+@asks_the_engine
+def store(tokens_mock: str) -> Response:
+    """Stores made-up tokens, for trying out. Their whole chunks are copied out of the KV memory of the worker that
+    registered first, blocks from 1 on, whatever is in them."""
+    return _move("store", tokens_mock)
+
+
+@router.post("/cache/retrieve")
+@policy(Level.ADMIN, RETRIEVE)
+@takes_query(MockQuery)
+@answers(
+    200,
+    {"status": Literal["success"], "num_tokens": int, "num_retrieved": int},
+    example={"status": "success", "num_tokens": 512, "num_retrieved": 512},
+)
+@refuses_range
+@refuses_without_worker
+@asks_the_engine
+def retrieve(tokens_mock: str) -> Response:
+    """Looks made-up tokens up, for trying out. What L2 has of them is loaded into L1; nobody's KV memory is written."""
+    return _move("retrieve", tokens_mock)
+
+
+def _move(verb: str, tokens_mock: str) -> Response:
+    found = _RANGE.fullmatch(tokens_mock)
+    if found is None:
+        raise RouteError(400, NO_RANGE)
+    reply = current_backend().call(MoveMockTokens(verb, int(found[1]), int(found[2])))
+    return shown({"status": "success", **reply})
 
 
 @router.post("/cache/load-fs-chunks")

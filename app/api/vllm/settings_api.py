@@ -9,7 +9,7 @@ from marshmallow import fields
 from app.backend import current_backend
 from app.declarations import PLAIN, answers, reads, refuses
 from app.errors import plain_text
-from app.inspection import INDENT, asks_the_engine, fact, shape_of, shown
+from app.inspection import INDENT, fact, shape_of, shown
 from app.policy import Level, policy
 from app.request_schema import LarderSchema, Text, parse_json, takes_query, whole_body
 from contract.commands import ChangeSettings
@@ -28,7 +28,6 @@ class NamesQuery(LarderSchema):
 @policy(Level.READ, CONF)
 @takes_query(NamesQuery)
 @answers(200, str, example='{\n  "chunk_size": 256\n}', content=PLAIN)
-@refuses(503)
 def show_settings(names: str) -> Response:
     """The settings of this process, as indented JSON. All of them, or the named ones; unknown names are left out."""
     return plain_text(chosen(fact(SETTINGS), names))
@@ -54,7 +53,7 @@ def show_settings(names: str) -> Response:
     example={"updated": {}, "errors": {"chunk_size": "Config is not mutable at runtime"}},
     says="Nothing was changed.",
 )
-@asks_the_engine
+@refuses(503)
 def change_settings() -> Response:
     """Changes settings while the process runs. Each for itself: one that is refused keeps none of the others from being
     set."""

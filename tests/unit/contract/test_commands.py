@@ -21,6 +21,7 @@ from contract.commands import (
     DeleteQuota,
     FindL1Objects,
     ListKeys,
+    MoveMockTokens,
     PingEngine,
     PublishMetrics,
     Reconfigure,
@@ -62,6 +63,7 @@ from contract.object_keys import EncodedKey
         DeleteKeys("fs", (EncodedKey("00ff", "m/東京", 16777472), EncodedKey("", "", -1, 2, "alice"))),
         DeleteL1Keys((EncodedKey("00ff", "m/東京", 16777472),), True),
         FindL1Objects("00ff"),
+        MoveMockTokens("retrieve", 0, 512),
         ListKeys(None, None, 1, None),
         ListKeys("", "m", 5000, "abc"),
         ControlScrub("dax", "start"),
@@ -77,7 +79,7 @@ def test_every_command_is_tried_above_and_named_once() -> None:
         "engine.ping", "cache.clear", "quota.set", "quota.delete", "kvcache.check", "prefetch.start", "prefetch.cancel",
         "l2.delete", "l2.list", "l2.scrub", "l2.reconfigure", "engine.threads", "engine.loggers",
         "metrics.publish", "script.run", "engine.settings", "engine.switch", "engine.chunks", "kvcache.slots",
-        "l1.delete", "l1.find",
+        "l1.delete", "l1.find", "kvcache.mock",
     }  # fmt: skip
 
 
