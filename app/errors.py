@@ -28,6 +28,7 @@ from contract.errors import (
     ContractError,
     DeadlinePassed,
     EngineAway,
+    OthersAway,
     OutcomeUnknown,
     QueueFull,
     RedisAway,
@@ -86,6 +87,11 @@ def current_policy() -> Policy | None:
 def plain_text(text: str) -> Response:
     """A text/plain reply; what UTF-8 cannot spell is escaped."""
     return Response(text.encode(errors="backslashreplace"), content_type="text/plain; charset=utf-8")
+
+
+def in_this_process_alone(error: OthersAway) -> str:
+    """What is added to an answer whose promise holds here and nowhere else yet."""
+    return f" in this process alone; the others follow when Redis answers again ({error})"
 
 
 def json_reply(body: object, indent: int | None = None) -> Response:

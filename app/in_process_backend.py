@@ -1,10 +1,12 @@
 """The backend of an internal API server: asks the engine of its own process, without the command queue.
 
-What people keep in Redis (prefetch records, log levels, the audit) is still there and needs it; the rest answers while
-Redis and gunicorn are down.
+What people keep in Redis (prefetch records, the audit) is still there and needs it; the rest answers while Redis and
+gunicorn are down. A log level, and what a reset of the metrics subtracts, then count in this process, and are handed to
+Redis, and so to the others, once it answers again.
 """
 
 import json
+import threading
 import time
 from typing import Any, Protocol
 
@@ -12,7 +14,8 @@ from app.backend import QueueBackend, QuotaState
 from app.lone_backend import ProcessSide
 from contract.commands import Command, ShowLoggers, ShowThreads
 from contract.engine_record import EngineRecord
-from contract.errors import EngineAway
+from contract.errors import EngineAway, OthersAway, RedisAway
+from contract.log_levels import APPLIED
 from contract.snapshots import Snapshot
 
 
@@ -33,6 +36,8 @@ class InProcessBackend(QueueBackend):
         """`redis` are QueueBackend's own parameters."""
         super().__init__(**redis)
         self._side = side
+        self._untold_baselines: dict[str, str] = {}
+        self._telling = threading.Lock()
 
     def call(self, command: Command, *, issuer: str = "") -> dict[str, Any]:
         if not isinstance(command, ShowThreads | ShowLoggers):
@@ -69,3 +74,47 @@ class InProcessBackend(QueueBackend):
         self.require_engine()
         usage = self._side.usage()
         return {salt: QuotaState(limit, *usage.get(salt, (0, 0))) for salt, limit in self._side.limits().items()}
+
+    def set_log_level(self, name: str, level: str) -> bool:
+        """Raises OthersAway when it is set in this process alone."""
+        try:
+            is_set = super().set_log_level(name, level)
+        except RedisAway as error:
+            if not APPLIED.apply_alone(name, level):
+                return False
+            raise OthersAway(str(error)) from error
+        APPLIED.told(name)
+        return is_set
+
+    def metrics_baselines(self) -> dict[str, str]:
+        with self._telling:
+            untold = dict(self._untold_baselines)
+        try:
+            return {**super().metrics_baselines(), **untold}
+        except RedisAway:
+            if not untold:
+                raise
+            return untold
+
+    def write_metrics_baselines(self, fields: dict[str, str]) -> None:
+        """Raises OthersAway when they are kept in this process alone."""
+        with self._telling:
+            try:
+                super().write_metrics_baselines(fields)
+            except RedisAway as error:
+                self._untold_baselines.update(fields)
+                raise OthersAway(str(error)) from error
+            for group in fields:
+                self._untold_baselines.pop(group, None)
+
+    def tell_others(self) -> str | None:
+        """Hands to Redis what was done without it. To be called now and then; returns what is in the way."""
+        try:
+            APPLIED.tell(super().set_log_level)
+            with self._telling:
+                if self._untold_baselines:
+                    super().write_metrics_baselines(self._untold_baselines)
+                    self._untold_baselines.clear()
+        except RedisAway as error:
+            return f"what was set here waits for Redis: {error}"
+        return None

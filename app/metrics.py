@@ -137,7 +137,8 @@ def render(backend: Backend, registry: CollectorRegistry, baselines: Baselines) 
 
 
 def reset(backend: Backend, registry: CollectorRegistry, baselines: Baselines) -> None:
-    """From now on all counters and histograms are shown less what they are now. Raises ContractError."""
+    """From now on all counters and histograms are shown less what they are now. Raises ContractError: OthersAway when
+    this process alone does so yet."""
     snapshot = _latest_of_engine(backend)
     kept = {} if snapshot is None else {ENGINE: (snapshot.boot_id, samples_of(snapshot.body["text"]))}
     http_samples = samples_of(_http_text(registry))

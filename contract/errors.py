@@ -2,6 +2,7 @@
 
 ContractError
 ├── RedisAway        Redis cannot be reached, or did not answer in time
+│   └── OthersAway   and so what was asked is done in this process alone, until Redis answers again
 ├── EngineAway       no engine that answers commands: .state says why
 ├── QueueFull        too many commands wait: .retry_after_s says when to come back
 ├── DeadlinePassed   no reply within the command's time
@@ -19,6 +20,10 @@ class ContractError(Exception):
 
 class RedisAway(ContractError):
     """Redis cannot be reached, refuses, or does not answer in time."""
+
+
+class OthersAway(RedisAway):
+    """Done in this process; the others are told once Redis answers again."""
 
 
 class EngineAway(ContractError):

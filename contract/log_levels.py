@@ -1,5 +1,7 @@
 """Log levels that were changed at runtime: kept in Redis, applied by every process to its own loggers.
 
+A process that speaks for itself alone may also set one while Redis is away; the hash, and so the others, get it later.
+
 The hash has logger -> level. A process applies what it finds there, and gives a logger back the level it had once its
 field is gone; nothing else touches the levels of a running process. Loggers belong to the process, so there is one
 `APPLIED` per process.
@@ -15,6 +17,8 @@ import redis
 from contract.errors import RedisAway
 from contract.keys import Keys
 from contract.redis_client import describe
+
+logger = logging.getLogger(__name__)
 
 ROOT = "root"
 LEVELS: Mapping[str, int] = {
@@ -92,13 +96,14 @@ class AppliedLevels:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._applied: dict[str, str] = {}
+        self._untold: dict[str, str] = {}
         self._before: dict[str, tuple[int, dict[logging.Handler, int]]] = {}
 
     def sync(self, read: Callable[[], Mapping[str, str]]) -> None:
         """Makes the loggers what `read` says now. What it raises passes through and changes nothing."""
         with self._lock:
             # Inside, so that an older answer is never applied after a newer one.
-            wanted = dict(list(_usable(read()).items())[:MAX_LOGGERS])
+            wanted = dict(list(({**self._untold, **_usable(read())} | self._untold).items())[:MAX_LOGGERS])
             for name, level in wanted.items():
                 if self._applied.get(name) != level:
                     self._set(name, level)
@@ -117,6 +122,28 @@ class AppliedLevels:
                 return False
             self._set(name, level)
             return True
+
+    def apply_alone(self, name: str, level: str) -> bool:
+        """`apply` while the hash cannot be written: it counts here, whatever the hash says, until it is told."""
+        with self._lock:
+            if not self.apply(name, level):
+                return False
+            self._untold[name] = level
+            return True
+
+    def told(self, name: str) -> None:
+        """From now on the hash decides about this logger."""
+        with self._lock:
+            self._untold.pop(name, None)
+
+    def tell(self, write: Callable[[str, str], bool]) -> None:
+        """Hands to the hash what was set without it; what it does not take is given up. What `write` raises passes
+        through, and then the rest waits for the next time."""
+        with self._lock:
+            for name, level in list(self._untold.items()):
+                if not write(name, level):
+                    logger.warning("the level %s of %s is given up: too many loggers have one", level, name)
+                del self._untold[name]
 
     def _set(self, name: str, level: str) -> None:
         logger = logging.getLogger(name)

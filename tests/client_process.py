@@ -50,6 +50,7 @@ def serve(server: str, port: int) -> None:
         client.register_shared(memory)
         with internal_api_of(client, config):
             signal.sigwait(wanted)
+        client.timeout_s = 5.0  # whatever was set meanwhile
         client.unregister()
 
 

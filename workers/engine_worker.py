@@ -66,6 +66,8 @@ EXIT_USURPED = 1
 SWITCH_INTERVAL_S = 0.0005
 PUBLISH_TIMEOUT_S = 2.0
 LOG_LEVELS_INTERVAL_S = 0.5
+#: Between looks whether something that was set while Redis was away is to be handed on.
+TELL_INTERVAL_S = 0.5
 
 
 def engine_config(settings: Settings) -> EngineConfig:
@@ -180,12 +182,15 @@ class EngineWorker:
         # Flask and what comes with it is loaded by those who want it.
         from workers.internal_api import open_internal_server
 
-        server = open_internal_server(self._settings, self._worker, self._heartbeat.record, self._sources())
+        server, backend = open_internal_server(self._settings, self._worker, self._heartbeat.record, self._sources())
         try:
             server.start()
         except OSError as error:
             raise CannotStart(f"internal_api_server: {server.address}: {error}") from error
         self._undo.append(server.stop)
+        if server.enabled:
+            teller = self._engine.threads.run("internal-api-teller", "low", TELL_INTERVAL_S, backend.tell_others)
+            self._undo.append(teller.stop)
 
     def _with_redis(self, step: Callable[[], bool]) -> bool:
         """Repeats a step of the start until Redis lets it happen. False when asked to stop meanwhile."""

@@ -87,6 +87,7 @@ def open_internal_server(
     worker: Worker,
     record: Callable[[], EngineRecord],
     sources: Mapping[str, Callable[[], object]],
-) -> InternalAPIServer:
-    """The server, not started yet; does nothing where it is not enabled."""
-    return InternalAPIServer(EngineManager(settings, LocalEngine(worker, record, sources)))
+) -> tuple[InternalAPIServer, InProcessBackend]:
+    """The server, not started yet; it does nothing where it is not enabled. And whom it asks."""
+    manager = EngineManager(settings, LocalEngine(worker, record, sources))
+    return InternalAPIServer(manager), manager.backend

@@ -37,6 +37,7 @@ class SharedLevels:
         """For all processes; this one follows at once. Raises RedisAway, BadRequest."""
         if not write_level(self._client, self._keys, ROOT, level):
             raise BadRequest(f"{MAX_LOGGERS} loggers have a level of their own already")
+        APPLIED.told(ROOT)
         self.follow()
 
     def follow(self) -> None:
@@ -92,7 +93,10 @@ class LiveSettings:
                 self._levels.set_root(level)
                 return
         except RedisAway as error:
-            logger.warning("the log level becomes %s in this process alone: %s", level, error)
+            if not APPLIED.apply_alone(ROOT, level):
+                raise BadRequest(f"{MAX_LOGGERS} loggers have a level of their own already") from error
+            logger.warning("the log level becomes %s in this process alone until Redis answers: %s", level, error)
+            return
         logging.getLogger().setLevel(level)
 
     def follow_log_levels(self) -> None:

@@ -7,11 +7,11 @@ from marshmallow import fields
 
 from app.backend import Backend, current_backend
 from app.declarations import PLAIN, answers, refuses
-from app.errors import RouteError, plain_text
+from app.errors import RouteError, in_this_process_alone, plain_text
 from app.policy import TEXT, Level, policy
 from app.request_schema import LarderSchema, Text, takes_query
 from contract.commands import ShowLoggers
-from contract.errors import ContractError, RedisAway
+from contract.errors import ContractError, OthersAway, RedisAway
 from contract.log_levels import (
     APPLIED,
     LEVELS,
@@ -38,6 +38,14 @@ class LogLevelQuery(LarderSchema):
 @takes_query(LogLevelQuery)
 @answers(200, str, example="app: INFO\napp.api: INFO\n", content=PLAIN)
 @answers(200, str, example="Set app level to DEBUG (including all handlers)", content=PLAIN)
+@answers(
+    200,
+    str,
+    example="Set app level to DEBUG (including all handlers) in this process alone; the others follow when Redis "
+    "answers again (timed out)",
+    content=PLAIN,
+    says="From an internal API server while Redis is away.",
+)
 @answers(200, Literal[None], example=None, says="JSON null: a `level` without a `logger_name` does nothing.")
 @refuses(400, "Invalid log level: LOUD", "200 loggers have a level of their own already")
 @refuses(503, "Redis does not answer: timed out")
@@ -60,10 +68,14 @@ def _set(backend: Backend, name: str, level: str) -> str:
     word = level.upper()
     if word not in LEVELS:
         raise RouteError(400, f"Invalid log level: {level}")
-    if not backend.set_log_level(name, word):
-        raise RouteError(400, f"{MAX_LOGGERS} loggers have a level of their own already")
+    done = f"Set {name} level to {word} (including all handlers)"
+    try:
+        if not backend.set_log_level(name, word):
+            raise RouteError(400, f"{MAX_LOGGERS} loggers have a level of their own already")
+    except OthersAway as error:
+        return f"{done}{in_this_process_alone(error)}"
     _follow(backend)
-    return f"Set {name} level to {word} (including all handlers)"
+    return done
 
 
 def _level(backend: Backend, name: str) -> str:

@@ -8,8 +8,9 @@ from app import metrics
 from app.backend import current_backend
 from app.baseline import EXTENSION as BASELINES
 from app.declarations import PLAIN, answers, refuses
-from app.errors import plain_text
+from app.errors import in_this_process_alone, plain_text
 from app.policy import DETAIL, TEXT, Level, policy
+from contract.errors import OthersAway
 
 router = Blueprint("metrics", __name__)
 
@@ -27,9 +28,19 @@ def show_metrics() -> Response:
 @router.post("/metrics/reset")
 @policy(Level.ADMIN, TEXT)
 @answers(200, str, example="ok", content=PLAIN)
+@answers(
+    200,
+    str,
+    example="ok in this process alone; the others follow when Redis answers again (timed out)",
+    content=PLAIN,
+    says="From an internal API server while Redis is away.",
+)
 @refuses(503)
 def reset_metrics() -> Response:
     """Counters and histograms of all processes go back to zero. The body is not read."""
     parts = current_app.extensions
-    metrics.reset(current_backend(), parts[app.REGISTRY], parts[BASELINES])
+    try:
+        metrics.reset(current_backend(), parts[app.REGISTRY], parts[BASELINES])
+    except OthersAway as error:
+        return plain_text(f"ok{in_this_process_alone(error)}")
     return plain_text("ok")

@@ -98,7 +98,13 @@ def test_the_level_is_every_process_s_and_what_others_set_shows(any_redis: Redis
             lone = LiveSettings(load_settings(None, {}), engine, SharedLevels(away, keys))
             assert lone.change({"log_level": "INFO"})["updated"] == {"log_level": "INFO"}
             assert (lone.shown()["log_level"], logging.getLogger().level) == ("INFO", logging.INFO)
+
+            live.follow_log_levels()
+            assert live.shown()["log_level"] == "INFO", "what was set meanwhile counts"
+            assert live.change({"log_level": "WARNING"})["updated"] == {"log_level": "WARNING"}
+            assert live.shown()["log_level"] == "WARNING"
     finally:
+        APPLIED.told("root")
         APPLIED.sync(dict)
         logging.getLogger().setLevel(before)
         client.close()
