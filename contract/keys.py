@@ -16,8 +16,8 @@ larder:{I}:usage              hash    engine            salt -> {"l1_bytes": n, 
 larder:{I}:prefetch           zset    web, then engine  ids of prefetch jobs by time of submission  the newest 10000
 larder:{I}:prefetch:ID        hash    web, then engine  the record of a prefetch job                1 h from its end
 larder:{I}:prefetch:ID:input  string  web               its token ids (JSON)                        until its end
-larder:{I}:loglevels          hash    web               logger -> level, applied by every process   the launcher's start
-larder:{I}:metrics_baseline   hash    web               process group -> what a reset subtracts     one run of the group
+larder:{I}:loglevels          hash    any               logger -> level, applied by every process   the launcher's start
+larder:{I}:metrics_baseline   hash    any               process group -> what a reset subtracts     one run of the group
 larder:{I}:audit              stream  web               admin actions and their results             the newest 10000
 larder:instances              hash    engine            instance id -> {"boot_id", "address", ...}  until a clean stop
 """

@@ -93,7 +93,7 @@ def _value_after(text: str, found: "re.Match[str]") -> tuple[int, int] | None:
         return _quoted_at(text, opening)
     if text[start : start + 1] in _OPENS:
         return _collection_at(text, start)
-    if sign == ":" and text.startswith("//", start):
+    if sign == ":" and text.startswith(("//", ":"), start):
         return None
     return _bare_at(text, found, start)
 

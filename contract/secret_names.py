@@ -22,9 +22,13 @@ _SECRET_LAST_WORDS = frozenset({"pass", "auth", "pat"})
 #: What a name with such an end stands for is about a secret and none: `password_file`, `token_budget`.
 _HARMLESS_ENDS = frozenset(
     {"file", "files", "path", "dir", "directory", "name", "names", "count", "budget", "limit", "size", "length", "ttl",
-     "timeout", "seconds", "type", "policy", "version", "url", "uri", "endpoint", "variable", "enabled", "required"}
+     "timeout", "seconds", "type", "policy", "version", "url", "uri", "endpoint", "variable", "enabled", "required",
+     "py", "json", "yaml", "toml", "txt", "pem", "log", "md"}
 )  # fmt: skip
-_HARMLESS_PAIRS = frozenset({("token", "id"), ("token", "ids")})
+_HARMLESS_PAIRS = frozenset({("page", "token")})
+#: Tokens are also what a prompt is made of: only what is one, not what deals with some, is a secret (`token_reader`).
+_TOKEN = re.compile(r".*token\Z")
+_AFTER_TOKEN = frozenset({"value", "string", "text", "raw", "data", "header", "hash", "secret"})
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 #: Words of which a number is no secret: `eos_token = 2`, `first_pass = 3`.
 _WEAK = re.compile(r"(?:token|pass|auth|pat)\d*\Z", re.I)
@@ -41,8 +45,12 @@ def is_secret_name(name: str) -> bool:
         return False
     if len(words) > 1 and words[-1] in _SECRET_LAST_WORDS:
         return True
-    if any(word in _SECRET_WORDS or word.endswith(_SECRET_ENDS) for word in words):
-        return True
+    while len(words) > 1 and (words[-1].isdigit() or words[-1] in _AFTER_TOKEN):
+        words.pop()
+    last = len(words) - 1
+    for place, word in enumerate(words):
+        if (word in _SECRET_WORDS or word.endswith(_SECRET_ENDS)) and (place == last or not _TOKEN.match(word)):
+            return True
     return any(pair in _SECRET_PAIRS for pair in itertools.pairwise(words))
 
 

@@ -152,7 +152,8 @@ HARMLESS = [
     "d41d8cd98f00b204e9800998ecf8427e", "6f1ed002ab5595859014ebf0951522d9", "store 'r' tokens [0, 64)",
     '{"type": "fs", "base_path": "/data/kv", "chunk": 1.50}', "lmcache_mp_lookup_requested_tokens_total 1536.0",
     "WRONGPASS invalid username-password pair or user is disabled.", "12:30@room", "Foo(key='a', tokens=[1, 2])",
-    "GET /loglevel?logger_name=x&level=DEBUG HTTP/1.1",
+    "GET /loglevel?logger_name=x&level=DEBUG HTTP/1.1", "tests/test_token_hasher.py::test_it[1]", "Secret::new",
+    "engine/token_reader.py:12: fell over", "engine.token_reader: 3 left", "GET /l2/keys?page_token=WyIw HTTP/1.1",
 ]  # fmt: skip
 
 

@@ -31,6 +31,9 @@ from contract.secret_names import is_secret_name
         "password2",
         "SharedAccessKey",
         "user_password_hash",
+        "token_2",
+        "authToken_value",
+        "token",
     ],
 )
 def test_names_of_secrets(name: str) -> None:
@@ -56,6 +59,11 @@ def test_names_of_secrets(name: str) -> None:
         "compass",
         "bypass",
         "key_name",
+        "token_reader",
+        "token_hasher.py",
+        "next_page_token",
+        "tokenizer",
+        "password.txt",
         "",
     ],
 )
