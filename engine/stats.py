@@ -43,6 +43,7 @@ _GAUGES = {
         "1: Redis may have lost quotas, so salts without one keep what they hold until the next quota is set.",
     ),
     "prefetch_jobs": ("lmcache_mp_active_prefetch_jobs", "Prefetch jobs under way."),
+    "l2_adapters": ("lmcache_mp_l2_adapters", "L2 adapters that are configured."),
     "l2_lookups": ("larder_l2_lookups_waiting", "Lookups that wait for objects from L2."),
     "l2_loads_waiting": ("larder_l2_loads_waiting", "Objects that wait to be loaded from L2."),
     "l2_loads_running": ("larder_l2_loads_running", "Objects being loaded from L2."),

@@ -292,6 +292,7 @@ class SecondTier:
         loads = self.loader.describe()
         return {
             "prefetch_jobs": len(self.warm_jobs),
+            "l2_adapters": len(self.tiers),
             "l2_lookups": len(self.lookups),
             "l2_loads_waiting": loads["waiting"],
             "l2_loads_running": loads["running"],
