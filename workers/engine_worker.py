@@ -65,6 +65,8 @@ EXIT_USURPED = 1
 #: How often a thread may take the interpreter from another; the default of 5 ms is felt by the data plane.
 SWITCH_INTERVAL_S = 0.0005
 PUBLISH_TIMEOUT_S = 2.0
+#: A signal that another thread was given is handled once this one, the main thread, moves.
+SIGNAL_LOOK_S = 1.0
 LOG_LEVELS_INTERVAL_S = 0.5
 #: Between looks whether something that was set while Redis was away is to be handed on.
 TELL_INTERVAL_S = 0.5
@@ -126,7 +128,8 @@ class EngineWorker:
         try:
             lock = lock_file(self._settings.run_dir / "engine.lock", "engine")
             self._start()
-            self._asked_to_stop.wait()
+            while not self._asked_to_stop.wait(SIGNAL_LOOK_S):
+                pass
         except (StartError, CannotStart) as error:
             logger.error("cannot start: %s", error)
             self._exit_code = EXIT_CANNOT_START

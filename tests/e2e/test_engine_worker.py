@@ -1,5 +1,6 @@
 """The engine's process with a real Redis beside it: ready, killed, refused, cut off, stopped."""
 
+import ctypes
 import json
 import os
 import signal
@@ -272,6 +273,22 @@ def test_an_engine_whose_instance_was_taken_over_stops(
     assert engine_process.process.wait(30) == EXIT_USURPED
     assert operator.redis.hget(KEYS.engine, "boot_id") in ("usurper", None)
     assert "boot usurper took over instance default" in engine_process.log_tail()
+
+
+def test_a_signal_to_any_of_its_threads_stops_it(engine_process: EngineProcess) -> None:
+    """Which one gets a signal is the kernel's choice: not the main thread when that was stopped a moment ago."""
+    tasks = [int(task.name) for task in Path(f"/proc/{engine_process.pid}/task").iterdir()]
+    loops = [task for task in tasks if task != engine_process.pid and not _blocks_signals(engine_process.pid, task)]
+
+    assert ctypes.CDLL(None).tgkill(engine_process.pid, loops[-1], signal.SIGTERM) == 0
+
+    assert engine_process.process is not None
+    assert engine_process.process.wait(30) == 0
+
+
+def _blocks_signals(pid: int, task: int) -> bool:
+    status = Path(f"/proc/{pid}/task/{task}/status").read_text()
+    return int(status.partition("SigBlk:")[2].split()[0], 16) != 0
 
 
 def test_a_bad_setting_stops_the_start(redis_server: RedisServer, tmp_path: Path) -> None:
