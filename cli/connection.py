@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from cli.errors import BadToken, Refused, Unhealthy, Unreachable
-from cli.text import printable
+from cli.text import duration, printable
 
 ADMIN_TOKEN_VARIABLE = "LARDER_ADMIN_TOKEN"
 READ_TOKEN_VARIABLE = "LARDER_READ_TOKEN"
@@ -29,6 +29,8 @@ CONNECT_TIMEOUT_S = 3.0
 MAX_ANSWER_BYTES = 64 << 20
 MAX_REASON_CHARACTERS = 500
 _PIECE = 1 << 16
+#: By which the server says that it does not hear from its engine.
+_ENGINE_AWAY = ("engine not initialized", "server not initialized")
 #: What the server takes for one.
 _TOKEN = re.compile(r"[!-~]{1,512}")
 
@@ -200,10 +202,30 @@ class Connection:
     def _raise_unless_good(self, answer: Answer, method: str, path: str) -> None:
         if 200 <= answer.status < 300:
             return
-        line = f"{self.named(method, path)}: {answer.status} {reason_in(answer)}"
+        reason = reason_in(answer)
+        line = f"{self.named(method, path)}: {answer.status} {reason}"
+        if answer.status == 401:
+            line += f"; {self._what_was_shown()}"
+        if reason in _ENGINE_AWAY:
+            line += self._last_sign_of_the_engine()
         if answer.status >= 500 and answer.status != 501:
             raise Unhealthy(line)
         raise Refused(line, answer.status)
+
+    def _what_was_shown(self) -> str:
+        tokens = {ADMIN_TOKEN_VARIABLE: self._admin_token, READ_TOKEN_VARIABLE: self._read_token}
+        given = [name for name, token in tokens.items() if token]
+        return f"not what {' or '.join(given)} holds" if given else f"{' and '.join(tokens)} are not set"
+
+    def _last_sign_of_the_engine(self) -> str:
+        """When it was heard of last, in brackets, "" when the server does not say: one that hangs is not one that was
+        never there."""
+        try:
+            sick = json.loads(self.ask("GET", "/periodic-threads-health", admin=False).body)["unhealthy_threads"]
+            ago_s = next(entry["last_run_ago"] for entry in sick if entry["name"] == "engine")
+            return " (it has not been heard of)" if ago_s is None else f" (last heard of {duration(float(ago_s))} ago)"
+        except (Unreachable, ValueError, KeyError, TypeError, StopIteration, RecursionError):
+            return ""
 
 
 def _token_in(environ: Mapping[str, str], name: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from cli.commands.health import adapter_label, complaints, quota_line
+from cli.commands.health import adapter_label, complaints, quota_line, switched_pairs
 from cli.commands.keys import pages
 from cli.errors import OK, UNHEALTHY, CliError, Refused, Unhealthy
 from cli.options import Call, adapter_option, complete_from, remote
@@ -52,6 +52,7 @@ def server_lines(url: str, version: str, report: Mapping[str, Any], mp: Mapping[
     ]
     sick = ", ".join(complaints(report))
     lines.append("It is healthy." if report["is_healthy"] else f"It is UNHEALTHY: {sick or 'it does not say why'}.")
+    lines += [f"Switched by an operator: {what}." for _, what in switched_pairs(report)]
     lines.append(f"A chunk is {report['chunk_size']} tokens; its name is made with {report['hash_algorithm']}.")
     lines.append(f"Inference clients connect to tcp://{mp.get('host', '?')}:{mp.get('port', '?')}.")
     lines.append(
@@ -114,6 +115,8 @@ def adapter_lines(
     shared = "shared with other servers" if adapter.get("shared") else "this server's alone"
     lines = [f"{adapter_label(adapter)} is an L2 adapter ({adapter['type']}), {role}, {shared}."]
     lines.append("It is healthy." if adapter["is_healthy"] else "It is UNHEALTHY.")
+    if adapter.get("bypassed"):
+        lines.append("It is BYPASSED by an operator: it is neither asked nor written.")
     place = adapter.get("base_path") or adapter.get("endpoint")
     if place:
         lines.append(f"Its data is at {place}.")

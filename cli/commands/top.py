@@ -121,19 +121,19 @@ def overview(call: Call, sample: Sample, rates: Rates) -> list[tuple[str, object
 
 
 def _hits(sample: Sample, rates: Rates) -> str:
-    """Of the tokens looked up: lately, by tier, and since the start."""
+    """Of the tokens looked up: lately, by tier, and since the start, or since the metrics were reset."""
     ever = percent(sample.value(HIT), sample.value(LOOKED_UP))
     if rates.hit_share is None:
-        return f"nothing was looked up lately; {ever} since the start"
+        return f"nothing was looked up lately; {ever} in all"
     by_tier = f"L1 {_share(rates.l1_share)}, L2 {_share(rates.l2_share)}"
     if rates.lookups_per_s is None:
-        return f"{ever} of tokens since the start ({by_tier})"
-    return f"{_share(rates.hit_share)} of tokens ({by_tier}); {ever} since the start"
+        return f"{ever} of tokens in all ({by_tier})"
+    return f"{_share(rates.hit_share)} of tokens ({by_tier}); {ever} in all"
 
 
 def _traffic(sample: Sample, rates: Rates) -> str:
     if rates.data_plane_per_s is None:
-        return f"{sample.value(DATA_PLANE_REQUESTS):,.0f} data plane messages since the start"
+        return f"{sample.value(DATA_PLANE_REQUESTS):,.0f} data plane messages in all"
     parts = {"data plane": rates.data_plane_per_s, "lookups": rates.lookups_per_s, "HTTP": rates.http_per_s}
     return ", ".join(f"{name} {_rate(value)}" for name, value in {**parts, "evicted": rates.evicted_per_s}.items())
 
