@@ -28,7 +28,7 @@ CONTEXT = {
 }  # fmt: skip
 ADAPTER = {"is_healthy": bool, "type": re.compile(r"[A-Z]\w+Adapter"), ...: ...}
 STATUS = {
-    "is_healthy": False, "engine_type": "MPCacheServer", "chunk_size": 256, "hash_algorithm": "blake3",
+    "is_healthy": bool, "engine_type": "MPCacheServer", "chunk_size": 256, "hash_algorithm": "blake3",
     "active_sessions": int, "registered_gpu_ids": [7], "cache_context_meta": {"7": CONTEXT},
     "active_prefetch_jobs": int, "registered_non_cuda_instance_ids": [8],
     "non_cuda_context_meta": {
@@ -38,16 +38,16 @@ STATUS = {
         "enabled": bool, "reap_timeout_seconds": float, "registration_grace_seconds": float, "tracked_instances": 2
     },
     "storage_manager": {
-        "is_healthy": False,
+        "is_healthy": bool,
         "l1_manager": {
-            "is_healthy": True, "total_object_count": int, "write_locked_count": int, "read_locked_count": int,
+            "is_healthy": bool, "total_object_count": int, "write_locked_count": int, "read_locked_count": int,
             "temporary_count": int, "memory_used_bytes": int, "memory_total_bytes": int, "memory_usage_ratio": float,
             "write_ttl_seconds": float, "read_ttl_seconds": float, ...: ...,
         },
-        "store_controller": {"is_healthy": True, "thread_alive": True, "num_l2_adapters": 5, ...: ...},
-        "prefetch_controller": {"is_healthy": True, "thread_alive": True, "num_l2_adapters": 5, ...: ...},
+        "store_controller": {"is_healthy": bool, "thread_alive": bool, "num_l2_adapters": 5, ...: ...},
+        "prefetch_controller": {"is_healthy": bool, "thread_alive": bool, "num_l2_adapters": 5, ...: ...},
         "l1_eviction_controller": {
-            "is_healthy": True, "thread_alive": True, "eviction_policy": "IsolatedLRU", "trigger_watermark": float,
+            "is_healthy": bool, "thread_alive": bool, "eviction_policy": "IsolatedLRU", "trigger_watermark": float,
             "eviction_ratio": float,
         },
         "l2_adapters": [ADAPTER] * 5, "num_l2_adapters": 5, ...: ...,

@@ -83,8 +83,9 @@ def job_that(jobs: PrefetchStore, engine: EngineProcess, status: str) -> str:
 @contextmanager
 def full(directory: Path) -> Iterator[Product]:
     settings = {**own_server(), "run_script_enabled": "true", "script_allowed_imports": "math,json"}
+    patience = {"l2_lookup_deadline_seconds": 20}
     with ExitStack() as parts:
-        stack = parts.enter_context(start_l2_stack(directory, eviction_policy="IsolatedLRU", **settings))
+        stack = parts.enter_context(start_l2_stack(directory, eviction_policy="IsolatedLRU", **settings, **patience))
         assert stack.http("PUT", "/quota/_default", {"limit_gb": 1}).status == 200
         address = f"tcp://127.0.0.1:{stack.engine.port}"
         memory = parts.enter_context(SharedKV([SHAPE] * 2))
