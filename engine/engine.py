@@ -370,6 +370,6 @@ class Engine:
         values["sessions"] = len(self.sessions)
         values["workers"] = len(self.registrations.all())
         values["quotas"] = len(self.quota_table.all())
-        values["frozen"] = self.steering.switches.frozen
+        values.update(frozen=self.steering.switches.frozen, hot_cache=self.steering.is_hot)
         values["quotas_suspended"] = self.tenants.suspended_because is not None
         return values

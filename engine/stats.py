@@ -35,6 +35,7 @@ _GAUGES = {
     "doomed_objects": ("larder_l1_doomed_objects", "Objects out of sight whose slots somebody still holds."),
     "doomed_bytes": ("larder_l1_doomed_bytes", "Bytes of their slots."),
     "frozen": ("larder_frozen", "1: an operator froze the cache, nothing is stored."),
+    "hot_cache": ("larder_hot_cache", "1: objects stay in L1 once they are in L2; 0: they leave it."),
     "sessions": ("larder_sessions", "Requests that are remembered."),
     "workers": ("larder_registered_workers", "Workers of inference engines that are registered."),
     "quotas": ("larder_quotas", "Cache salts with a quota."),

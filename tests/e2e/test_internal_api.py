@@ -200,18 +200,21 @@ def test_l1_lets_go_of_what_is_stored_and_is_cleared(alone: Alone) -> None:
     alone.json("DELETE", "/cache/clear?locations=LocalCPUBackend")
     alone.client.store([8, *TOKENS], BLOCKS, "cold")
 
-    def usage() -> float:
+    def gauge(name: str) -> float:
         lines = alone.ask("GET", "/metrics").body.decode().splitlines()
-        return next(float(line.split()[1]) for line in lines if line.startswith("lmcache_mp_l1_memory_usage_bytes "))
+        return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
 
-    wait_for(lambda: usage() == 0, 10, "all of it is in L2 alone")
+    wait_for(lambda: gauge("lmcache_mp_l1_memory_usage_bytes") == 0, 10, "all of it is in L2 alone")
+    assert gauge("larder_hot_cache") == 0
     assert alone.json("PUT", "/hot_cache/enable")["hot_cache"] is True
+    assert gauge("larder_hot_cache") == 1
     assert alone.json("GET", "/hot_cache/status")["message"] == "Objects stay in L1 once they are stored in L2"
     alone.client.store([9, *TOKENS], BLOCKS, "hot")
     assert alone.json("DELETE", "/cache/clear") == {**SUCCESS, "num_removed": 4}
     assert alone.json("DELETE", "/cache/clear") == {**SUCCESS, "num_removed": 0}
-    for location in ("0-memory", "nothing"):
-        alone.json("DELETE", f"/cache/clear?locations=LocalCPUBackend&locations={location}", 400)
+    for location, reason in (("0-memory", "is an L2 adapter"), ("memory", "is an L2 adapter"), ("no", "unknown")):
+        query = f"?locations=LocalCPUBackend&locations={location}"
+        assert reason in alone.json("DELETE", f"/cache/clear{query}", 400)["message"]
 
 
 def test_slots_of_registered_memory_are_hashed(alone: Alone) -> None:

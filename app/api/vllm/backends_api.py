@@ -24,19 +24,21 @@ FIXED = (
 )
 
 
-EXAMPLE_NAMES = {"LocalCPUBackend": "L1Cache", "fs": "FsAdapter"}
-EXAMPLE_BYPASS = {"status": "success", "backend_name": "fs", "bypassed": True, "bypassed_backends": ["fs"]}
+EXAMPLE_NAMES = {"LocalCPUBackend": "L1Cache", "0-fs": "FsAdapter"}
+EXAMPLE_BYPASS = {"status": "success", "backend_name": "0-fs", "bypassed": True, "bypassed_backends": ["0-fs"]}
 BYPASS_BODY = {
     "status": Literal["success"],
     "backend_name": str,
     "bypassed": bool,
     "bypassed_backends": list[str],
 }
-refuses_unknown = refuses(400, "backend_name is missing", "unknown backend 's3', there are fs")
+refuses_unknown = refuses(400, "backend_name is missing", "unknown backend 's3'; there are LocalCPUBackend, 0-fs")
 
 
 class BackendQuery(LarderSchema):
-    backend_name: fields.Field = Text(load_default="", metadata={"description": "Needed. An L2 adapter's name."})
+    backend_name: fields.Field = Text(
+        load_default="", metadata={"description": "Needed. An L2 adapter's name (`0-fs`), or its type."}
+    )
 
 
 @router.get("/backends")
@@ -64,7 +66,7 @@ def create_backends() -> Response:
 @router.delete("/backends/<name>", endpoint="close_backend")
 @router.post("/backends/<name>/recreate", endpoint="recreate_backend")
 @policy(Level.ADMIN, BACKENDS)
-@in_path(name=("fs", "The name of a backend."))
+@in_path(name=("0-fs", "The name of a backend."))
 @answers(
     404,
     {"status": Literal["not_found"], "message": str, "backends": dict[str, str]},

@@ -46,7 +46,9 @@ def clear() -> Response:
     """Empties L1, also of what is in use. `locations`, which may be repeated, can name nothing else."""
     others = [name for name in request.args.getlist("locations") if name != L1_NAME]
     if others:
-        if others[0] in fact(STEERING)["backends"]:
+        adapters = [label for label in fact(STEERING)["backends"] if label != L1_NAME]
+        # Elsewhere an adapter may also be named by its type alone, the `fs` of `0-fs`.
+        if others[0] in {*adapters, *(label.partition("-")[2] for label in adapters)}:
             raise RouteError(
                 400, f"{others[0]} is an L2 adapter, which is not cleared at once; DELETE /l2 deletes keys"
             )

@@ -193,14 +193,14 @@ def test_the_number_of_different_chunks_is_estimated_well() -> None:
 
 def test_what_is_switched_off_shows_in_the_status_and_in_the_metrics(engine: Engine) -> None:
     def shown() -> tuple[object, object, list[str]]:
-        names = ("larder_frozen", "larder_l2_bypassed")
+        names = ("larder_frozen", "larder_hot_cache", "larder_l2_bypassed")
         lines = sorted(line for line in engine.metrics_text().splitlines() if line.startswith(names))
         return engine.status()["frozen"], engine.status()["hot_cache"], [line.rpartition(" ")[2] for line in lines]
 
-    assert shown() == (False, True, ["0.0", "0.0"])
+    assert shown() == (False, True, ["0.0", "1.0", "0.0"])
     engine.steering.set_frozen(True)
     engine.steering.set_hot(False)
-    assert shown() == (True, False, ["1.0", "0.0"])
+    assert shown() == (True, False, ["1.0", "0.0", "0.0"])
     engine.steering.set_frozen(False)
     engine.steering.set_bypass(engine.l2.tiers[0].label, True)
-    assert shown() == (False, False, ["0.0", "1.0"])
+    assert shown() == (False, False, ["0.0", "0.0", "1.0"])
