@@ -106,12 +106,21 @@ class ListQuery(AdapterQuery):
 
 
 class Size(StrictField):
-    """A size of a device: bytes, or a text that the engine reads."""
+    """A size of a device: bytes, or a text that the engine reads. 1.0 is 1, as for all integers in a body."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int | str:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
         if isinstance(value, bool) or not isinstance(value, int | str):
             raise invalid("size_type", "not a size: give whole bytes, or a text like '100GiB'")
         return value
+
+
+class StrictSize(Size):
+    """The same of the newer routes, which take no 1.0."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int | str:
+        return super()._deserialize(None if isinstance(value, float) else value, attr, data, **kwargs)
 
 
 class Mode(StrictField):
@@ -149,6 +158,10 @@ class DaxAdd(_DaxChange):
     size: fields.Field = Size(required=True)
 
 
+class StrictDaxAdd(DaxAdd):
+    size: fields.Field = StrictSize(required=True)
+
+
 class DaxRemove(_DaxChange):
     mode: fields.Field = Mode("migrate", "evict", "drain")
     force: fields.Field = Boolean(load_default=False)
@@ -158,3 +171,7 @@ class DaxResize(_DaxChange):
     size: fields.Field = Size(required=True)
     mode: fields.Field = Mode("migrate", "evict")
     force: fields.Field = Boolean(load_default=False)
+
+
+class StrictDaxResize(DaxResize):
+    size: fields.Field = StrictSize(required=True)

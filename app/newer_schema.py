@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from marshmallow import RAISE, fields
 
-from app.l2_schema import KeyList, ListQuery, Mode, Size
+from app.l2_schema import KeyList, ListQuery, Mode, StrictSize
 from app.prefetch_body import PrefetchBody
 from app.request_schema import Boolean, LarderSchema, Problem, StrictField, Text, invalid
 
@@ -57,7 +57,7 @@ class _L1DaxChange(LarderSchema):
 
 
 class L1DaxAdd(_L1DaxChange):
-    size: fields.Field = Size(required=True)
+    size: fields.Field = StrictSize(required=True)
 
 
 class L1DaxRemove(_L1DaxChange):

@@ -99,6 +99,10 @@ class Site:
         assert answer.status == case.status, shown
         for name, value in {"Content-Type": case.answers, **case.answer_headers}.items():
             assert answer.headers.get(name) == value, f"{shown}\n  {name}: {answer.headers.get(name)}"
+        if case.status == 405:
+            allowed = answer.headers.get("Allow", "").split(", ")
+            assert "OPTIONS" in allowed, f"{shown}\n  Allow: {allowed}"
+            assert case.method not in allowed, f"{shown}\n  Allow: {allowed}"
         if case.body is not _NOTHING:
             wrong = list(self._differences(case, answer))
             assert not wrong, shown + "".join(f"\n  {line}" for line in wrong)

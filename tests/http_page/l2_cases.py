@@ -273,6 +273,9 @@ class Changes:
             self.change("dax/resize", 422, problem("force"), **device, size=1, force="perhaps"),
             self.change("dax/remove", 422, problem("adapter_index"), **device, adapter_index=1.5),
         ]
+        whole = self.change("dax/add", 404, {"error": "dax adapter not found"}, **device, size=1.0, adapter_index=9)
+        strict = self.change("dax/add", 422, problem("size"), **device, size=1.0, adapter_index=9)
+        cases.append(strict if self.l2 else whole)
         sizes = (0, -1, "", "0", "1.5.5", "1 XB", "1e3", "-1", "0.1 b", "1" * 65, ".5 gib")
         cases += [self.change("dax/add", 400, NO_SIZE, **device, size=size, adapter_index=9) for size in sizes]
         unknown = "unsupported dax reconfigure operation: "

@@ -11,6 +11,7 @@ from app.api.mp import reconfigure_api
 from app.backend import current_backend
 from app.declarations import like, reads, refuses
 from app.errors import RouteError
+from app.l2_schema import StrictDaxAdd, StrictDaxResize
 from app.newer_schema import L1DaxAdd, L1DaxRemove
 from app.policy import ERROR, Level, policy
 from app.request_schema import json_body, load
@@ -18,6 +19,7 @@ from app.request_schema import json_body, load
 router = Blueprint("newer_reconfigure", __name__)
 
 NOT_DAX = "L1 is not Device-DAX backed, it is shared memory: its size is l1_size_gb, fixed until the next start"
+DAX_SCHEMAS = {**reconfigure_api.DAX_SCHEMAS, "add": StrictDaxAdd(), "resize": StrictDaxResize()}
 ADD = L1DaxAdd()
 REMOVE = L1DaxRemove()
 
@@ -34,8 +36,8 @@ def status(backend: str) -> dict[str, Any]:
 @policy(Level.ADMIN, ERROR)
 @like(reconfigure_api.change)
 def change(backend: str, operation: str) -> tuple[dict[str, Any], int]:
-    """The same as `/reconfigure/{backend}/{operation}`."""
-    return reconfigure_api.change(backend, operation)
+    """The same as `/reconfigure/{backend}/{operation}`, but that a `size` of 1.0 is no integer."""
+    return reconfigure_api.carry_out(backend, operation, DAX_SCHEMAS)
 
 
 @router.get("/reconfigure/dax/l1/status")

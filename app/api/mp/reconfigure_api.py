@@ -5,9 +5,11 @@ judged before the backend is looked for, so a wrong request is told so on any se
 """
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, TypedDict
 
 from flask import Blueprint
+from marshmallow import Schema
 
 from app.backend import current_backend
 from app.declarations import answers, in_path, reads, refuses
@@ -125,10 +127,15 @@ def status(backend: str) -> dict[str, Any]:
 @refuses(503)
 def change(backend: str, operation: str) -> tuple[dict[str, Any], int]:
     """Changes one adapter of a backend while it is used. The answer is the adapter's own."""
+    return carry_out(backend, operation, DAX_SCHEMAS)
+
+
+def carry_out(backend: str, operation: str, dax_schemas: Mapping[str, Schema]) -> tuple[dict[str, Any], int]:
+    """The change that the request's body tells, and its status; the schemas are those of DAX's operations."""
     body = json_body()
     current_backend().require_engine()
     name, verb = _word(backend, "backend"), _word(operation, "operation")
-    fields = _fields_of(name, verb, body)
+    fields = _fields_of(name, verb, body, dax_schemas)
     index = max(-1, min(fields.pop("adapter_index", 0), MAX_INDEX))
     reply = current_backend().call(Reconfigure(name, verb, index, fields))
     if "refused" in reply:
@@ -148,10 +155,10 @@ def _word(segment: str, what: str) -> str:
     return word
 
 
-def _fields_of(backend: str, operation: str, body: dict[str, Any]) -> dict[str, Any]:
+def _fields_of(backend: str, operation: str, body: dict[str, Any], dax_schemas: Mapping[str, Schema]) -> dict[str, Any]:
     """The checked fields; locations of DAX's do not begin with `body`. An unknown DAX operation is the engine's to
     refuse, whatever its fields."""
     if backend != DAX:
         return load(GENERIC, body, "body")
-    schema = DAX_SCHEMAS.get(operation)
+    schema = dax_schemas.get(operation)
     return {} if schema is None else load(schema, body)
