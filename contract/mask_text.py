@@ -12,6 +12,7 @@ Authorization: Bearer pw      Authorization: Bearer ***         a header, to the
 Bearer pw  Basic cHc6cHc=     Bearer ***  Basic ***             the scheme, where no ordinary word follows
 -----BEGIN PRIVATE KEY-----   -----BEGIN PRIVATE KEY-----***    its first and last line
 ghp_pw  hf_pw  AKIA...        ghp_***  hf_***  AKIA***          the shape of well-known tokens
+redis-cli -a pw  curl -u u:pw redis-cli -a ***  curl -u u:***   where these programs, and .netrc, have it
 
 Masking a masked text changes nothing. The work grows with the length of the text alone, whatever stands in it: every
 repetition below is possessive, bounded, or begins only where a word begins.
@@ -60,6 +61,11 @@ _BRACKET_OR_QUOTE = re.compile(r"""[\[\]{}]|(\\{0,8})(["'])""")
 _OPENING = re.compile(r"""(\\{0,8})(["'])""")
 _CLOSING = {quote: re.compile(rf"(\\*+){quote}") for quote in "\"'"}
 _PROSE_FOLLOWS = re.compile(r"[ \t]+\w")
+_WORD_BEFORE = re.compile(r"([A-Za-z]+) \Z")
+_BLANKS = re.compile(r"\s*+")
+#: A text over several lines, and a list with a line for each member.
+_YAML_TEXT = re.compile(r"[|>][-+0-9]{0,2}[ \t]*+\n++[ \t]++([^\n]++(?:\n++[ \t]++[^\n]++)*+)")
+_YAML_LIST = re.compile(r"\n[ \t]*+-[ \t]++([^\n]++(?:\n[ \t]*+-[ \t]++[^\n]++)*+)")
 _NO_SECRETS = frozenset({"none", "null", "true", "false", MASK})
 _NUMBER = re.compile(r"[+-]?\d{1,9}(?:\.\d{1,9})?\Z")
 _SCHEMES = re.compile(r"(?:bearer|basic|digest|negotiate|token|apikey|aws4-hmac-sha256) +", re.I)
@@ -84,18 +90,30 @@ def _value_after(text: str, found: "re.Match[str]") -> tuple[int, int] | None:
     is_flag = name.startswith("-")
     if sign in ("", ",") and not is_flag and name not in _DIRECTIVES:
         return None
+    if found["sign"] == ":" and text.startswith(("/", ":"), start):
+        return None  # a path in a list of paths, a URL, a name in a name space
     if name.lower() in _HEADERS:
         return _header_at(text, start) if sign else None
-    if not is_secret_name(name):
+    if not is_secret_name(_with_word_before(text, found, name)):
         return None
+    if found["close"]:
+        start = _BLANKS.match(text, start).end()  # type: ignore[union-attr]  # matches anything
+    elif sign == ":" and (block := _YAML_TEXT.match(text, start) or _YAML_LIST.match(text, start)):
+        return block.span(1) if block[1] != MASK else None
     opening = _OPENING.match(text, start)
     if opening is not None:
         return _quoted_at(text, opening)
     if text[start : start + 1] in _OPENS:
         return _collection_at(text, start)
-    if sign == ":" and text.startswith(("//", ":"), start):
-        return None
     return _bare_at(text, found, start)
+
+
+def _with_word_before(text: str, found: "re.Match[str]", name: str) -> str:
+    """The name; that of a key with what it is the key of: `API Key: x`."""
+    if name.lower() != "key":
+        return name
+    before = _WORD_BEFORE.search(text[max(0, found.start() - 30) : found.start()])
+    return name if before is None else f"{before[1]} {name}"
 
 
 def _bare_at(text: str, found: "re.Match[str]", start: int) -> tuple[int, int] | None:
@@ -120,7 +138,8 @@ def _bare_at(text: str, found: "re.Match[str]", start: int) -> tuple[int, int] |
 
 def _begins_line(text: str, at: int) -> bool:
     """Whether before it on its line there is nothing, or the dash of a YAML list."""
-    return text[max(0, text.rfind("\n", 0, at) + 1, at - 200) : at].strip(" \t-") == ""
+    before = text[max(0, at - 200) : at]
+    return before[before.rfind("\n") + 1 :].strip(" \t-") == ""
 
 
 def _quoted_at(text: str, opening: "re.Match[str]") -> tuple[int, int] | None:
@@ -187,7 +206,11 @@ _USER_AT_HOST = re.compile(
     r"""(?=(?:tcp|unix)\(|[\w-]{1,63}(?:\.[\w-]{1,63}){0,8}(?::\d{1,5})?(?:/[^\s"']{0,200})?(?:["',;)\]\s]|\Z))"""
 )
 _CURL_USER = re.compile(r"((?<!\S)(?:-u|--user|--proxy-user)[ =][\"']?[^\s:\"'\d][^\s:\"']{0,99}:)[^\s\"']+")
-_REDIS_CLI = re.compile(r"\b((?:redis|valkey)-cli\b[^\n|;&]{0,200}?\s-a\s+)\S+")
+#: What some programs and files have after other words.
+_BY_PLACE = re.compile(
+    r"(\b(?:redis|valkey)-cli\b[^\n|;&]{0,200}?\s-a\s{1,20}|\bsshpass\s{1,20}-p\s{0,20}|\blogin\s{1,20}\S{1,100}\s{1,20}password\s{1,20})"
+    r"\S+"
+)
 _TOKENS = re.compile(
     r"""(?<![A-Za-z0-9])(?:
         (A(?:KIA|SIA|BIA|CCA))[A-Z0-9]{16}(?![A-Za-z0-9])
@@ -230,7 +253,8 @@ _STEPS: tuple[Callable[[str], str], ...] = (
     lambda text: _SCHEME.sub(_mask_scheme, text),
     lambda text: _TOKENS.sub(_mask_token, text),
     lambda text: _USER_AT_HOST.sub(_mask_user_at_host, text) if "@" in text else text,
-    lambda text: _REDIS_CLI.sub(rf"\1{MASK}", _CURL_USER.sub(rf"\1{MASK}", text)) if " -" in text else text,
+    lambda text: _CURL_USER.sub(rf"\1{MASK}", text) if " -" in text else text,
+    lambda text: _BY_PLACE.sub(rf"\1{MASK}", text),
 )
 
 

@@ -84,6 +84,12 @@ def test_what_a_name_announces_is_hidden(form: str, secret: str, name: str) -> N
         ("glpat-{}", "glpat-***"),
         ("eyJhbGciOiJI.eyJzdWIiOiIx.{}", "eyJ***"),
         ("redis-cli -h h -a {} ping", "redis-cli -h h -a *** ping"),
+        ("password: |\n  {}\n\n  {}\nuser: me", "password: |\n  ***\nuser: me"),
+        ("passwords:\n  - {}\n  - {}\nuser: me", "passwords:\n  - ***\nuser: me"),
+        ('"password":\n  "{}", "a": 1', '"password":\n  "***", "a": 1'),
+        ("API Key: {}, or", "API Key: ***, or"),
+        ("machine h login me password {}\nmachine i", "machine h login me password ***\nmachine i"),
+        ("sshpass -p {} ssh h", "sshpass -p *** ssh h"),
         ("requirepass {}\nport 1", "requirepass ***\nport 1"),
         ("curl -u me:{} http://h", "curl -u me:*** http://h"),
         ("password: {} with blanks {}\nuser: me", "password: ***\nuser: me"),
@@ -167,6 +173,7 @@ _path = st.lists(_segment, min_size=1, max_size=5).map(lambda segments: "/" + "/
 
 
 @given(st.lists(_path, min_size=1, max_size=8).map(":".join))
+@example("/run/secret:/run/token")
 def test_paths_stay(text: str) -> None:
     assert mask_text(text) == text
 
