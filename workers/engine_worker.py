@@ -171,7 +171,7 @@ class EngineWorker:
         self._data_plane.start()
         self._undo.append(self._data_plane.stop)
         self._heartbeat.watch_data_plane(self._data_plane.turn_age_s)
-        self._publish_everything()
+        self._publish_now()  # what is read of a ready engine shows all its parts
         self._heartbeat.set_state("ready")
         logger.info(
             "ready after %.1f s: instance %s, boot %s, data plane on %s:%d, L1 of %.3g GiB, %d quotas",
@@ -185,7 +185,9 @@ class EngineWorker:
         # Flask and what comes with it is loaded by those who want it.
         from workers.internal_api import open_internal_server
 
-        server, backend = open_internal_server(self._settings, self._worker, self._heartbeat.record, self._sources())
+        server, backend = open_internal_server(
+            self._settings, self._worker, self._heartbeat.record, self._sources(), self._publish_now
+        )
         try:
             server.start()
         except OSError as error:
@@ -224,11 +226,9 @@ class EngineWorker:
         self._publisher.start()
         return True
 
-    def _publish_everything(self) -> None:
-        """What is read of a ready engine shows all its parts; a Redis that is away just now is not waited for."""
-        published = threading.Event()
-        self._publisher.after_next(published.set)
-        published.wait(PUBLISH_TIMEOUT_S)
+    def _publish_now(self) -> None:
+        """Has the snapshots show what is true now; a Redis that is away is not waited for."""
+        self._publisher.publish_now(PUBLISH_TIMEOUT_S)
 
     def _usurped(self, holder: str) -> None:
         if not self._asked_to_stop.is_set():

@@ -30,8 +30,10 @@ class LocalEngine:
         worker: Worker,
         record: Callable[[], EngineRecord],
         sources: Mapping[str, Callable[[], object]],
+        publish_now: Callable[[], None],
     ) -> None:
-        self._worker, self._record = worker, record
+        """`publish_now` has the web tier see what `sources` say now."""
+        self._worker, self._record, self._publish_now = worker, record, publish_now
         self._sources = {**sources, **engine_facts(worker, self._is_ready)}
 
     def _is_ready(self) -> bool:
@@ -42,14 +44,17 @@ class LocalEngine:
         return self._record()
 
     def run(self, command: Command) -> dict[str, Any]:
-        """The reply to a command. Raises CommandFailed, QueueFull."""
+        """The reply to a command, once what it changed is published. Raises CommandFailed, QueueFull."""
         try:
-            return run(self._worker, command)
+            reply = run(self._worker, command)
         except Exception as error:
             code, text = failure_of(command, error)
             if code == BUSY:
                 raise QueueFull(text, RETRY_AFTER_S) from error
             raise CommandFailed(code, text) from error
+        if command.changes_snapshots:
+            self._publish_now()
+        return reply
 
     def snapshot(self, name: str) -> Any:
         """What would be published under this name."""
@@ -87,7 +92,8 @@ def open_internal_server(
     worker: Worker,
     record: Callable[[], EngineRecord],
     sources: Mapping[str, Callable[[], object]],
+    publish_now: Callable[[], None],
 ) -> tuple[InternalAPIServer, InProcessBackend]:
     """The server, not started yet; it does nothing where it is not enabled. And whom it asks."""
-    manager = EngineManager(settings, LocalEngine(worker, record, sources))
+    manager = EngineManager(settings, LocalEngine(worker, record, sources, publish_now))
     return InternalAPIServer(manager), manager.backend

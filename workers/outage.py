@@ -16,6 +16,11 @@ class Outage:
         self._since: float | None = None
         self.pause_s = FIRST_PAUSE_S
 
+    @property
+    def is_on(self) -> bool:
+        """Whether it did not work when it was tried last. Any thread may ask."""
+        return self._since is not None
+
     def failed(self, error: object) -> None:
         """It did not work; the first time in a row is logged, and the pause doubles up to 2 s."""
         if self._since is None:

@@ -74,6 +74,15 @@ class Publisher:
             self._waiting.append(reply)
         self._wake.set()
 
+    def publish_now(self, timeout_s: float) -> None:
+        """Returns once a publication that began after now has ended; at once while Redis is away."""
+        published = threading.Event()
+        if self._outage.is_on:
+            self.wake()
+            return
+        self.after_next(published.set)
+        published.wait(timeout_s)
+
     def stop(self) -> None:
         """Publishes once more, so that the last replies go out, and ends."""
         self._record.stopped_on_purpose = True

@@ -1,6 +1,7 @@
 """What is published costs Redis little while nothing changes, is dated honestly, and comes back after a loss."""
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -124,3 +125,25 @@ def test_metrics_are_written_seldom_but_for_who_asks(client: redis.Redis, monkey
     finally:
         publisher.stop()
     assert made[0] < 8
+
+
+def test_who_asks_for_a_publication_gets_one_that_begins_after(redis_server: RedisServer) -> None:
+    counted = [0]
+    with open_redis(redis_server.url) as client:
+        publisher = Publisher(
+            client, KEYS, "boot", {STATUS: lambda: counted[0]}, cast(TenantTables, NoTenants()), PeriodicThreads()
+        )
+        publisher.start()
+        try:
+            for number in range(1, 6):
+                counted[0] = number
+                publisher.publish_now(60.0)
+                assert read(client, STATUS).body == number
+
+            redis_server.kill()
+            wait_for(lambda: publisher._outage.is_on, 30, "the publisher notices that Redis is away")
+            began = time.monotonic()
+            publisher.publish_now(60.0)
+            assert time.monotonic() - began < 30
+        finally:
+            publisher.stop()
