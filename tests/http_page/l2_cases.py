@@ -62,6 +62,8 @@ DELETES = {
         *[broken_rule("chunk_hash_hex", value) for value in ("0", "0g", "zz")],
         broken_rule("model_name", "a@b"),
         broken_rule("object_group_id", -1),
+        *[broken_rule(name, 2**63) for name in ("kv_rank", "object_group_id")],
+        *[broken_rule(name, "0" * 4098) for name in ("chunk_hash_hex", "model_name")],
         *[broken_rule("cache_salt", value) for value in ("a@b", "a/b", "a\\b", "a\0b", "s" * 129)],
         delete([KEY], 404, DETAIL, "?adapter=nope"),
         delete([KEY], 404, DETAIL, "?adapter="),
