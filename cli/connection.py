@@ -31,6 +31,8 @@ MAX_REASON_CHARACTERS = 500
 _PIECE = 1 << 16
 #: By which the server says that it does not hear from its engine.
 _ENGINE_AWAY = ("engine not initialized", "server not initialized")
+#: A 503 of a server that is well, and was started without what is asked for.
+_NOT_THERE = "no L2 adapter configured"
 #: What the server takes for one.
 _TOKEN = re.compile(r"[!-~]{1,512}")
 
@@ -208,7 +210,7 @@ class Connection:
             line += f"; {self._what_was_shown()}"
         if reason in _ENGINE_AWAY:
             line += self._last_sign_of_the_engine()
-        if answer.status >= 500 and answer.status != 501:
+        if answer.status >= 500 and answer.status != 501 and reason != _NOT_THERE:
             raise Unhealthy(line)
         raise Refused(line, answer.status)
 

@@ -7,7 +7,7 @@ code  class         meaning
 2     click's own,  the command line makes no sense
       BadToken      a token in the environment cannot be one
 3     Unreachable   nobody answered, or nobody that speaks like a Larder
-4     Unhealthy     the server is there and is not well: a 5xx (but 501), or a part is sick
+4     Unhealthy     the server is there and is not well: a 5xx (but 501, and no L2 adapter), or a part is sick
 130                 interrupted with Ctrl-C
 """
 

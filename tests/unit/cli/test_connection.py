@@ -128,6 +128,7 @@ def test_silence_is_cut_off_at_the_deadline() -> None:
         (b"HTTP/1.1 302 Found\r\nLocation: http://elsewhere/\r\nContent-Length: 0\r\n\r\n", Refused),
         (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", Refused),
         (b"HTTP/1.1 501 No\r\nContent-Length: 0\r\n\r\n", Refused),
+        (b'HTTP/1.1 503 No\r\nContent-Length: 37\r\n\r\n{"detail":"no L2 adapter configured"}', Refused),
         (b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n", Unhealthy),
         (b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n", Unhealthy),
     ],
