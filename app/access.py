@@ -140,11 +140,13 @@ def _is_forwarding(environ_name: str) -> bool:
 
 
 def _is_sent_by_foreign_page(environ: Mapping[str, Any]) -> bool:
-    """Browsers name the sending page in Origin, and how far away it is in Sec-Fetch-Site (also without Origin)."""
+    """Browsers name the sending page in Origin, and how far away it is in Sec-Fetch-Site (also without Origin). Older
+    ones fetch an image, say, with neither, but with Referer."""
     if environ.get("HTTP_SEC_FETCH_SITE", "none") not in ("none", "same-origin"):
         return True
-    origin = environ.get("HTTP_ORIGIN")
-    return origin is not None and origin != f"{environ.get('wsgi.url_scheme')}://{environ.get('HTTP_HOST')}"
+    own = f"{environ.get('wsgi.url_scheme')}://{environ.get('HTTP_HOST')}"
+    origin, referer = environ.get("HTTP_ORIGIN"), environ.get("HTTP_REFERER")
+    return (origin is not None and origin != own) or (referer is not None and not f"{referer}/".startswith(f"{own}/"))
 
 
 def _bearer_token(authorization: str) -> bytes:
