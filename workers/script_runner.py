@@ -8,10 +8,12 @@ hangs in a C function cannot be ended, counts as running, and leaves less room f
 
 import builtins
 import ctypes
+import importlib
 import logging
 import threading
 import time
 from collections.abc import Collection, Sequence
+from types import ModuleType
 from typing import Any
 
 from engine.errors import TooBusy
@@ -79,8 +81,19 @@ class ScriptRunner:
         level: int = 0,
     ) -> Any:
         if level or name not in self._allowed:
-            raise ImportError(f"import of {name!r} is not allowed (script_allowed_imports)")
+            raise _refusal(name)
+        module = importlib.import_module(name)
+        if names and hasattr(module, "__path__"):
+            self._check_members(module, names)
         return __import__(name, global_names, local_names, names, level)
+
+    def _check_members(self, package: ModuleType, names: Sequence[str]) -> None:
+        """`from package import module` also imports what only stands in its folder."""
+        listed = getattr(package, "__all__", ()) if "*" in names else ()
+        for member in {*names, *listed} - {"*"}:
+            full_name = f"{package.__name__}.{member}"
+            if not hasattr(package, member) and full_name not in self._allowed:
+                raise _refusal(full_name)
 
 
 class _Script(threading.Thread):
@@ -111,6 +124,10 @@ class _Script(threading.Thread):
         """Has an exception raised in the thread at its next bytecode."""
         if self.ident is not None:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident), ctypes.py_object(ScriptDeadline))
+
+
+def _refusal(name: str) -> ImportError:
+    return ImportError(f"import of {name!r} is not allowed (script_allowed_imports)")
 
 
 def _reason(error: BaseException) -> str:

@@ -1,6 +1,8 @@
 """Scripts: what they see, what they may import, what becomes of those that fail or do not end."""
 
+import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -58,6 +60,22 @@ def test_what_fails_says_why(source: str, words: str) -> None:
 
     assert outcome.keys() == {"error"}
     assert words in outcome["error"]
+
+
+@pytest.mark.parametrize("source", ["from larder_pantry import shelf", "from larder_pantry import *"])
+def test_a_package_does_not_open_its_modules(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "larder_pantry").mkdir()
+    (tmp_path / "larder_pantry" / "__init__.py").write_text("__all__ = ['shelf']\n")
+    (tmp_path / "larder_pantry" / "shelf.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        error = run(source, "larder_pantry")["error"]
+        assert "import of 'larder_pantry.shelf' is not allowed" in error
+        assert "larder_pantry.shelf" not in sys.modules
+        assert run(source, "larder_pantry", "larder_pantry.shelf") == {"text": DONE}
+    finally:
+        for name in ("larder_pantry", "larder_pantry.shelf"):
+            sys.modules.pop(name, None)
 
 
 def test_a_long_result_is_cut() -> None:
