@@ -102,6 +102,14 @@ def as_text(run: str, samples: Samples) -> str:
     return json.dumps({"boot_id": run, "samples": samples}, separators=(",", ":"))
 
 
+def counts_more(text: str | None, other: str) -> bool:
+    """Whether this field is a later baseline than the other, of the same run: what is counted never gets less."""
+    found, compared = _parse(text or ""), _parse(other)
+    if found is None or compared is None or found[0] != compared[0]:
+        return False
+    return sum(found[1].values()) > sum(compared[1].values())
+
+
 def _parse(text: str) -> tuple[str, Samples] | None:
     """A field of the hash; None for what somebody else wrote there."""
     try:

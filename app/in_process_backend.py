@@ -11,11 +11,12 @@ import time
 from typing import Any, Protocol
 
 from app.backend import QueueBackend, QuotaState
+from app.baseline import counts_more
 from app.lone_backend import ProcessSide
 from contract.commands import Command, ShowLoggers, ShowThreads
 from contract.engine_record import EngineRecord
 from contract.errors import EngineAway, OthersAway, RedisAway
-from contract.log_levels import APPLIED
+from contract.log_levels import APPLIED, hand_on_level
 from contract.snapshots import Snapshot
 
 
@@ -78,13 +79,11 @@ class InProcessBackend(QueueBackend):
     def set_log_level(self, name: str, level: str) -> bool:
         """Raises OthersAway when it is set in this process alone."""
         try:
-            is_set = super().set_log_level(name, level)
+            return APPLIED.write(name, level, super().set_log_level)
         except RedisAway as error:
             if not APPLIED.apply_alone(name, level):
                 return False
             raise OthersAway(str(error)) from error
-        APPLIED.told(name)
-        return is_set
 
     def metrics_baselines(self) -> dict[str, str]:
         with self._telling:
@@ -108,13 +107,22 @@ class InProcessBackend(QueueBackend):
                 self._untold_baselines.pop(group, None)
 
     def tell_others(self) -> str | None:
-        """Hands to Redis what was done without it. To be called now and then; returns what is in the way."""
+        """Hands to Redis what was done without it, unless another process did the same later. To be called now and
+        then; returns what is in the way."""
         try:
-            APPLIED.tell(super().set_log_level)
+            APPLIED.tell(self._hand_on_level)
             with self._telling:
                 if self._untold_baselines:
-                    super().write_metrics_baselines(self._untold_baselines)
+                    kept = super().metrics_baselines()
+                    fields = self._untold_baselines.items()
+                    ours = {group: text for group, text in fields if not counts_more(kept.get(group), text)}
+                    if ours:
+                        super().write_metrics_baselines(ours)
                     self._untold_baselines.clear()
         except RedisAway as error:
             return f"what was set here waits for Redis: {error}"
         return None
+
+    def _hand_on_level(self, name: str, level: str, known: str | None) -> str:
+        with self._redis() as client:
+            return hand_on_level(client, self._keys, name, level, known)

@@ -35,9 +35,11 @@ LEVELS: Mapping[str, int] = {
 MAX_LOGGERS = 200
 MAX_NAME_CHARACTERS = 200
 
-# KEYS: loglevels. ARGV: logger, level, most loggers
+# KEYS: loglevels. ARGV: logger, level, most loggers[, what the field said before]
 _SET = """
-if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 and redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[3]) then return 0 end
+local now = redis.call('HGET', KEYS[1], ARGV[1])
+if now and ARGV[4] and now ~= ARGV[4] and now ~= ARGV[2] then return now end
+if not now and redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[3]) then return 0 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 return 1
 """
@@ -84,10 +86,20 @@ def read_levels(client: redis.Redis, keys: Keys) -> dict[str, str]:
 
 def write_level(client: redis.Redis, keys: Keys, name: str, level: str) -> bool:
     """Sets a field; False when MAX_LOGGERS others have one. Raises RedisAway."""
+    return not hand_on_level(client, keys, name, level, None)
+
+
+def hand_on_level(client: redis.Redis, keys: Keys, name: str, level: str, known: str | None) -> str:
+    """`write_level` of what was set earlier, unless somebody has set the field since: it said `known` then, "" without
+    a field, None when that is not known. Returns why it is not set, "" when it is. Raises RedisAway."""
+    told = () if known is None else (known,)
     try:
-        return bool(client.eval(_SET, 1, keys.loglevels, name, level, str(MAX_LOGGERS)))
+        done = client.eval(_SET, 1, keys.loglevels, name, level, str(MAX_LOGGERS), *told)
     except redis.RedisError as error:
         raise RedisAway(describe(error)) from error
+    if done == 1:
+        return ""
+    return f"{done} was set since" if done else "too many loggers have one"
 
 
 class AppliedLevels:
@@ -96,14 +108,19 @@ class AppliedLevels:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._applied: dict[str, str] = {}
-        self._untold: dict[str, str] = {}
+        #: What the hash said last, None before the first time.
+        self._known: dict[str, str] | None = None
+        #: Levels, each with what was known of its field when it was set.
+        self._untold: dict[str, tuple[str, str | None]] = {}
         self._before: dict[str, tuple[int, dict[logging.Handler, int]]] = {}
 
     def sync(self, read: Callable[[], Mapping[str, str]]) -> None:
         """Makes the loggers what `read` says now. What it raises passes through and changes nothing."""
         with self._lock:
             # Inside, so that an older answer is never applied after a newer one.
-            wanted = dict(list(({**self._untold, **_usable(read())} | self._untold).items())[:MAX_LOGGERS])
+            self._known = dict(read())
+            alone = {name: level for name, (level, _) in self._untold.items()}
+            wanted = dict(list(({**alone, **_usable(self._known)} | alone).items())[:MAX_LOGGERS])
             for name, level in wanted.items():
                 if self._applied.get(name) != level:
                     self._set(name, level)
@@ -128,22 +145,34 @@ class AppliedLevels:
         with self._lock:
             if not self.apply(name, level):
                 return False
-            self._untold[name] = level
+            self._untold[name] = level, None if self._known is None else self._known.get(name, "")
             return True
 
-    def told(self, name: str) -> None:
-        """From now on the hash decides about this logger."""
+    def write(self, name: str, level: str, write: Callable[[str, str], bool]) -> bool:
+        """Has `write` set a field of the hash, which from then on decides about this logger again; False when it says
+        so. What it raises passes through."""
         with self._lock:
-            self._untold.pop(name, None)
+            # Inside, so that what was set alone before is not handed on after it.
+            if not write(name, level):
+                return False
+            self._note(name, level)
+            return True
 
-    def tell(self, write: Callable[[str, str], bool]) -> None:
-        """Hands to the hash what was set without it; what it does not take is given up. What `write` raises passes
-        through, and then the rest waits for the next time."""
+    def tell(self, hand_on: Callable[[str, str, str | None], str]) -> None:
+        """Hands to the hash what was set without it, and what was known of the field then; gives up what it does not
+        take, which `hand_on` returns the reason of. What that raises passes through: the rest waits for the next
+        time."""
         with self._lock:
-            for name, level in list(self._untold.items()):
-                if not write(name, level):
-                    logger.warning("the level %s of %s is given up: too many loggers have one", level, name)
-                del self._untold[name]
+            for name, (level, known) in list(self._untold.items()):
+                if reason := hand_on(name, level, known):
+                    logger.warning("the level %s of %s, set here alone, is given up: %s", level, name, reason)
+                self._note(name, level)
+
+    def _note(self, name: str, level: str) -> None:
+        """The hash knows of it."""
+        self._untold.pop(name, None)
+        if self._known is not None:
+            self._known[name] = level
 
     def _set(self, name: str, level: str) -> None:
         logger = logging.getLogger(name)

@@ -35,9 +35,8 @@ class SharedLevels:
 
     def set_root(self, level: str) -> None:
         """For all processes; this one follows at once. Raises RedisAway, BadRequest."""
-        if not write_level(self._client, self._keys, ROOT, level):
+        if not APPLIED.write(ROOT, level, lambda name, level: write_level(self._client, self._keys, name, level)):
             raise BadRequest(f"{MAX_LOGGERS} loggers have a level of their own already")
-        APPLIED.told(ROOT)
         self.follow()
 
     def follow(self) -> None:

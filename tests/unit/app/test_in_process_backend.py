@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
+from app.baseline import as_text
 from app.in_process_backend import InProcessBackend
 from contract.errors import OthersAway, RedisAway
 from contract.keys import Keys
@@ -35,7 +37,7 @@ def backend(redis_server: RedisServer, tmp_path: Path) -> Iterator[InProcessBack
     made = make(redis_server.url, tmp_path)
     yield made
     made.close()
-    APPLIED.told(NAME)
+    APPLIED.tell(lambda *told: "")
     APPLIED.sync(dict)
 
 
@@ -69,6 +71,21 @@ def test_a_level_set_alone_is_told_later(silent: InProcessBackend, redis_server:
     assert silent.log_levels() == {NAME: "INFO"}
 
 
+def test_a_level_that_another_process_set_later_stays(silent: InProcessBackend, redis_server: RedisServer) -> None:
+    APPLIED.sync(dict)
+    with pytest.raises(OthersAway):
+        silent.set_log_level(NAME, "ERROR")
+    redis_server.thaw()
+    with redis.Redis.from_url(redis_server.url) as another:
+        another.hset(Keys("alone").loglevels, NAME, "INFO")
+
+    wait_until_told(silent)
+
+    assert silent.log_levels() == {NAME: "INFO"}
+    APPLIED.sync(silent.log_levels)
+    assert effective_level(NAME) == "INFO"
+
+
 def test_baselines_kept_alone_are_told_later(silent: InProcessBackend, redis_server: RedisServer) -> None:
     with pytest.raises(RedisAway):
         silent.metrics_baselines()
@@ -84,6 +101,21 @@ def test_baselines_kept_alone_are_told_later(silent: InProcessBackend, redis_ser
     assert silent.metrics_baselines() == {"engine": "2"}
     silent.write_metrics_baselines({"web": "3"})
     assert silent.metrics_baselines() == {"engine": "2", "web": "3"}
+
+
+@pytest.mark.parametrize(("run", "later", "kept"), [("boot", 9.0, 9.0), ("boot", 3.0, 5.0), ("earlier", 9.0, 5.0)])
+def test_a_reset_that_another_process_made_later_stays(
+    silent: InProcessBackend, redis_server: RedisServer, run: str, later: float, kept: float
+) -> None:
+    with pytest.raises(OthersAway):
+        silent.write_metrics_baselines({"engine": as_text("boot", {"a_total": 5.0})})
+    redis_server.thaw()
+    with redis.Redis.from_url(redis_server.url) as another:
+        another.hset(Keys("alone").metrics_baseline, "engine", as_text(run, {"a_total": later}))
+
+    wait_until_told(silent)
+
+    assert silent.metrics_baselines() == {"engine": as_text("boot", {"a_total": kept})}
 
 
 def wait_until_told(backend: InProcessBackend) -> None:
