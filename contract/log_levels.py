@@ -126,6 +126,7 @@ class AppliedLevels:
                     self._set(name, level)
             for name in self._applied.keys() - wanted.keys():
                 self._restore(name)
+            self._set_handlers()
 
     def levels(self) -> dict[str, str]:
         """Which are applied now: a `sync` with these changes nothing."""
@@ -138,6 +139,7 @@ class AppliedLevels:
             if name not in self._applied and len(self._applied) >= MAX_LOGGERS:
                 return False
             self._set(name, level)
+            self._set_handlers()
             return True
 
     def apply_alone(self, name: str, level: str) -> bool:
@@ -179,9 +181,19 @@ class AppliedLevels:
         if name not in self._before:
             self._before[name] = (logger.level, {handler: handler.level for handler in logger.handlers})
         logger.setLevel(LEVELS[level])
-        for handler in logger.handlers:
-            handler.setLevel(LEVELS[level])
         self._applied[name] = level
+
+    def _set_handlers(self) -> None:
+        """The handlers of a logger let through what it was set to, and what a logger below it was: that one's records
+        come to them, too, and nobody would see them otherwise."""
+        for name, level in self._applied.items():
+            handlers = logging.getLogger(name).handlers
+            if not handlers:
+                continue
+            below = [LEVELS[other] for place, other in self._applied.items() if _is_below(place, name)]
+            lowest = min([LEVELS[level], *filter(None, below)])
+            for handler in handlers:
+                handler.setLevel(lowest)
 
     def _restore(self, name: str) -> None:
         logger = logging.getLogger(name)
@@ -190,6 +202,10 @@ class AppliedLevels:
         for handler in logger.handlers:
             handler.setLevel(handlers.get(handler, handler.level))
         del self._applied[name]
+
+
+def _is_below(place: str, name: str) -> bool:
+    return place != name and (name == ROOT or place.startswith(f"{name}."))
 
 
 def _usable(fields: Mapping[str, str]) -> dict[str, str]:

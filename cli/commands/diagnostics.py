@@ -12,7 +12,7 @@ from cli.options import Call, remote
 from cli.render import note, print_json, print_table, say
 from cli.text import count, duration, printable
 
-LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL", "NOTSET")
 THREAD_LEVELS = ("critical", "high", "medium", "low")
 
 
@@ -85,6 +85,7 @@ def loglevel(call: Call, logger: str | None, level: str | None) -> int:
     larder loglevel                      all of them
     larder loglevel engine.l2            one
     larder loglevel engine.l2 DEBUG      set it
+    larder loglevel engine.l2 NOTSET     let its parent decide again
     """
     if logger is not None and level is not None:
         return _set_level(call, logger, level)
