@@ -44,7 +44,7 @@ class Heartbeat:
         self._on_usurped: Callable[[str], None] = lambda holder: None
         self._record = RunRecord("heartbeat", "high", BEAT_INTERVAL_S)
         self._redis_outage = Outage(logger, "heartbeat")
-        self._file_failed = False
+        self._file_failed, self._state_in_file = False, ""
         self._writing = threading.Lock()
         self._wake = threading.Event()
         self._stopping = threading.Event()
@@ -109,27 +109,42 @@ class Heartbeat:
             self._record.is_running = False
 
     def _beat(self) -> bool:
-        """Writes one beat. False when it did not reach Redis."""
+        """Writes one beat. False when it did not reach Redis.
+
+        To the file first, which must not wait for Redis. But for the news that the engine is ready: the web tier reads
+        the file, and the queue would still refuse the commands that it sends then.
+        """
         with self._writing:
             record = self.record()
-            self._beat_to_file(record)
-            if self._client is None:
-                return True
+            is_late = record.state == "ready" and self._state_in_file != "ready"
+            if not is_late:
+                self._beat_to_file(record)
             try:
-                holder = write_redis_beat(self._client, self._keys, record)
-                self._client.hset(self._keys.instances, self._keys.instance_id, self._instance_row())
-            except redis.RedisError as error:
-                self._redis_outage.failed(describe(error))
-                return False
-            self._redis_outage.worked()
-        if holder != self._boot_id:
+                holder = self._beat_to_redis(record)
+            finally:
+                if is_late:
+                    self._beat_to_file(record)
+        if holder not in (None, self._boot_id):
             self._on_usurped(holder)
-        return True
+        return holder is not None
+
+    def _beat_to_redis(self, record: EngineRecord) -> str | None:
+        """The boot id that has the instance id there; None when Redis was not reached."""
+        if self._client is None:
+            return self._boot_id
+        try:
+            holder = write_redis_beat(self._client, self._keys, record)
+            self._client.hset(self._keys.instances, self._keys.instance_id, self._instance_row())
+        except redis.RedisError as error:
+            self._redis_outage.failed(describe(error))
+            return None
+        self._redis_outage.worked()
+        return holder
 
     def _beat_to_file(self, record: EngineRecord) -> None:
         try:
             write_file_beat(self._run_dir, record)
-            self._file_failed = False
+            self._file_failed, self._state_in_file = False, record.state
         except OSError as error:
             if not self._file_failed:
                 logger.error("the beat cannot be written to %s: %s", self._run_dir, error)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -67,6 +68,37 @@ def test_nothing_goes_to_redis_before_the_instance_is_ours(
     found = read_redis_record(client, KEYS)
     assert found is not None
     assert (found.boot_id, found.state) == ("boot", "ready")
+
+
+class WatchedRedis(redis.Redis):
+    """Notes what the file said whenever Redis was written to."""
+
+    directory: Path
+    states_in_file: list[str]
+
+    def execute_command(self, *words: Any, **options: Any) -> Any:
+        record = read_file_record(self.directory / RECORD_FILE)
+        self.states_in_file.append("none" if record is None else record.state)
+        return super().execute_command(*words, **options)
+
+
+def test_who_reads_the_file_is_told_of_readiness_no_sooner_than_the_queue(
+    heartbeat: Heartbeat, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    with WatchedRedis.from_url(redis_server.url, decode_responses=True) as client:
+        client.directory, client.states_in_file = tmp_path, []
+        heartbeat.go_to_redis(client, lambda holder: None)
+        heartbeat.set_state("starting")
+        assert set(client.states_in_file) == {"starting"}
+
+        client.states_in_file.clear()
+        heartbeat.set_state("ready")
+        assert set(client.states_in_file) == {"starting"}
+        assert in_file(tmp_path).state == "ready"
+
+        client.states_in_file.clear()
+        heartbeat.set_state("failed", "as a test wants it")
+        assert set(client.states_in_file) == {"failed"}
 
 
 def test_the_file_beats_on_without_redis(heartbeat: Heartbeat, tmp_path: Path) -> None:
