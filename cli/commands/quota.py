@@ -16,8 +16,24 @@ from cli.text import GIB, parse_size, percent, size
 
 EMPTY_SALT = "_default"
 
+
+class Tenant(click.ParamType):
+    """A name that fits into a path of the server."""
+
+    name = "tenant"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """As it is."""
+        if "/" in value:
+            self.fail(f"{value!r}: no tenant has a / in its name", param, ctx)
+        return str(value)
+
+
 salt_argument = click.argument(
-    "cache_salt", metavar="TENANT", shell_complete=complete_from("/quota", lambda body: sorted(body["users"]))
+    "cache_salt",
+    metavar="TENANT",
+    type=Tenant(),
+    shell_complete=complete_from("/quota", lambda body: sorted(body["users"])),
 )
 
 
