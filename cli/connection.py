@@ -250,6 +250,8 @@ def reason_in(answer: Answer) -> str:
     if isinstance(reason, list):
         reason = "; ".join(_problem(entry) for entry in reason)
     line = " ".join(printable(str(reason), keep="\n\t").split())
+    if line.startswith("<"):
+        return "with an HTML page for a reason; is this a Larder?"
     return line if len(line) <= MAX_REASON_CHARACTERS else line[:MAX_REASON_CHARACTERS] + " ..."
 
 

@@ -56,6 +56,7 @@ def test_a_password_in_an_address_is_refused_and_not_repeated() -> None:
         (b"Invalid log level: X", "Invalid log level: X"),
         (b"", "without a reason"),
         (b"[1]", "[1]"),
+        (b"<!DOCTYPE HTML>\n<html><h1>Not here</h1>", "with an HTML page for a reason; is this a Larder?"),
         (b"one\ntwo\x1b[0m", "one two\\x1b[0m"),
     ],
 )
