@@ -200,7 +200,7 @@ def _header_at(text: str, start: int) -> tuple[int, int] | None:
 
 _KEY_BEGIN = re.compile(r"-----BEGIN ([A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?)-----")
 _SCHEME = re.compile(r"""(?:(?<=%20)|(?<!\w))(bearer|basic)((?:[ =]|%20){1,4})([^\s,;"'\\]{1,8192})""", re.I)
-_ORDINARY = re.compile(r"[a-z]{1,15}\Z|[A-Z][a-z]{0,14}\Z|[A-Z]{1,8}\Z")
+_ORDINARY = re.compile(r"[a-z]{1,15}\Z|[A-Z][a-z]{0,14}\Z|[A-Z]{1,8}\Z|realm=\Z")
 _USER_AT_HOST = re.compile(
     r"""(?<![^\s"'=,(\[])([A-Za-z][\w.+-]{0,63}:)(?!//)([^\s@"'*]{1,256})@"""
     r"""(?=(?:tcp|unix)\(|[\w-]{1,63}(?:\.[\w-]{1,63}){0,8}(?::\d{1,5})?(?:/[^\s"']{0,200})?(?:["',;)\]\s]|\Z))"""

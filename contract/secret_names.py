@@ -23,7 +23,7 @@ _SECRET_LAST_WORDS = frozenset({"pass", "auth", "pat"})
 _HARMLESS_ENDS = frozenset(
     {"file", "files", "path", "dir", "directory", "name", "names", "count", "budget", "limit", "size", "length", "ttl",
      "timeout", "seconds", "type", "policy", "version", "url", "uri", "endpoint", "variable", "enabled", "required",
-     "py", "json", "yaml", "toml", "txt", "pem", "log", "md"}
+     "error", "exception", "py", "json", "yaml", "toml", "txt", "pem", "log", "md"}
 )  # fmt: skip
 _HARMLESS_PAIRS = frozenset({("page", "token")})
 #: Tokens are also what a prompt is made of: only what is one, not what deals with some, is a secret (`token_reader`).

@@ -7,9 +7,9 @@ read neither that nor the file that keeps it.
 
 the password's file           what becomes of it
 ----------------------------  -----------------------------------------------------
-for us alone, and fit         used, through all restarts
+ours, for us alone, and fit   used, through all restarts
 missing or empty              made, with a new password
-unfit, or open to others      replaced by one with a new password, with a warning
+unfit, another's, or open     replaced by one with a new password, with a warning
 cannot be read or written     stops the start
 """
 
@@ -114,14 +114,14 @@ def _read_password(path: Path) -> str | None:
     """The password, or None when there is none that may be used. Raises OSError."""
     try:
         with path.open("rb") as file:
-            is_ours_alone = os.fstat(file.fileno()).st_mode & 0o077 == 0
+            about = os.fstat(file.fileno())
             text = file.read(1024).decode("ascii", errors="replace").strip()
     except FileNotFoundError:
         return None
     if not text:
         return None
-    if not is_ours_alone:
-        logger.warning("%s was open to other users of this machine, so the password in it is not used", path)
+    if about.st_mode & 0o077 or about.st_uid != os.geteuid():
+        logger.warning("%s was open to other users of this machine or made by one, so the password in it is not used", path)
         return None
     if not _PASSWORD.fullmatch(text):
         logger.warning("%s holds no password (16 to 512 letters, digits, dots, dashes, underscores, tildes)", path)

@@ -160,6 +160,8 @@ HARMLESS = [
     "WRONGPASS invalid username-password pair or user is disabled.", "12:30@room", "Foo(key='a', tokens=[1, 2])",
     "GET /loglevel?logger_name=x&level=DEBUG HTTP/1.1", "tests/test_token_hasher.py::test_it[1]", "Secret::new",
     "engine/token_reader.py:12: fell over", "engine.token_reader: 3 left", "GET /l2/keys?page_token=WyIw HTTP/1.1",
+    "botocore.exceptions.NoCredentialsError: Unable to locate credentials", "InvalidPasswordException: it is too short",
+    'WWW-Authenticate: Bearer realm="larder", Basic realm="x"',
 ]  # fmt: skip
 
 

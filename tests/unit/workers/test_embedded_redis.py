@@ -129,6 +129,16 @@ def test_a_password_that_others_may_know_is_replaced(
     assert old not in caplog.text
 
 
+def test_a_password_that_another_user_made_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = embedded_redis.keep_password(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+        password = embedded_redis.keep_password(tmp_path)
+
+    assert password != old
+    assert embedded_redis.keep_password(tmp_path) == password
+
+
 def test_what_a_killed_launcher_left_half_written_is_no_hindrance(tmp_path: Path) -> None:
     (tmp_path / ".redis.password.new").write_text("half")
 
