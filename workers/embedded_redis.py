@@ -121,7 +121,7 @@ def _read_password(path: Path) -> str | None:
     if not text:
         return None
     if about.st_mode & 0o077 or about.st_uid != os.geteuid():
-        logger.warning("%s was open to other users of this machine or made by one, so the password in it is not used", path)
+        logger.warning("%s was open to other users of this machine, or made by one: its password is not used", path)
         return None
     if not _PASSWORD.fullmatch(text):
         logger.warning("%s holds no password (16 to 512 letters, digits, dots, dashes, underscores, tildes)", path)
