@@ -15,8 +15,8 @@ from gunicorn.glogging import Logger
 
 import app
 from app import metrics
+from contract.log_lines import LineFormatter
 from contract.loopback import is_loopback_host
-from contract.masking import MaskedFormatter
 from contract.settings import SettingError, load_settings
 
 try:
@@ -32,13 +32,13 @@ _SILENT_CLIENT_S = 3
 _DEAF_CLIENT_S = 20
 
 
-class _MaskedLog(Logger):
-    """gunicorn's own lines, which may quote what a client sent."""
+class _Log(Logger):
+    """gunicorn's own lines, in our form; they may quote what a client sent."""
 
     def setup(self, cfg: Config) -> None:
         super().setup(cfg)
         for handler in self.error_log.handlers:
-            handler.setFormatter(MaskedFormatter(self.error_fmt, self.datefmt))
+            handler.setFormatter(LineFormatter("web %(process)d"))
 
 
 bind = _settings.http_host if _on_unix_socket else f"{_host}:{_settings.http_port}"
@@ -63,7 +63,7 @@ forwarder_headers = ""
 header_map = "refuse"
 accesslog = None
 errorlog = "-"
-logger_class = _MaskedLog
+logger_class = _Log
 loglevel = _settings.log_level.lower()
 
 # Read by prometheus_client when the app is imported, in the master and so for all workers.

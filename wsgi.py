@@ -1,6 +1,5 @@
 """The web tier for gunicorn: `gunicorn -c gunicorn.conf.py wsgi:app`. Settings come from the environment."""
 
-import logging
 import os
 from dataclasses import replace
 
@@ -11,7 +10,7 @@ from app.backend import QueueBackend
 from app.config import AppConfig
 from app.errors import refuse_as
 from contract.keys import Keys
-from contract.masking import MaskedFormatter
+from contract.log_lines import set_up_logging
 from contract.settings import load_settings
 from contract.version import commit_id
 
@@ -19,9 +18,7 @@ from contract.version import commit_id
 THREADS_FOR_READS = 4
 
 settings = load_settings(None, os.environ)
-log_handler = logging.StreamHandler()
-log_handler.setFormatter(MaskedFormatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-logging.basicConfig(level=settings.log_level, handlers=[log_handler])
+set_up_logging("web %(process)d", settings.log_level)
 
 commit_id()  # read now: a checkout that changes later does not change what runs
 

@@ -4,7 +4,6 @@ By the name that a value stands under (secret_names.py), and inside every text b
 """
 
 import json
-import logging
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -94,10 +93,3 @@ def _mask_parameter(parameter: str) -> str:
         return f"{name}={MASK}"
     masked = mask_text(plain_value)
     return parameter if masked == plain_value else f"{name}{equals}{masked}"
-
-
-class MaskedFormatter(logging.Formatter):
-    """Storages and libraries name URLs and settings in their errors; no line shows a secret of one."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return mask_text(super().format(record))

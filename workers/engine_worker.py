@@ -31,6 +31,7 @@ from contract import snapshots
 from contract.command_taker import CommandTaker
 from contract.errors import RedisAway
 from contract.keys import Keys
+from contract.log_lines import set_up_logging
 from contract.mask_text import mask_urls_in
 from contract.masking import mask_secrets
 from contract.prefetch_jobs import PrefetchStore
@@ -48,7 +49,6 @@ from workers.errors import EXIT_CANNOT_START, CannotStart
 from workers.heartbeat import Heartbeat
 from workers.l2_handlers import describe_adapters
 from workers.live_settings import LiveSettings, SharedLevels
-from workers.logs import set_up_logging
 from workers.outage import Outage
 from workers.ownership import claim_instance, lock_file
 from workers.prefetch_jobs import PrefetchJobs

@@ -26,6 +26,7 @@ import redis
 from contract.engine_record import RECORD_FILE, read_file_record
 from contract.errors import RedisAway
 from contract.keys import Keys
+from contract.log_lines import set_up_logging
 from contract.mask_text import mask_urls_in
 from contract.redis_client import check_server, describe, open_redis
 from contract.settings import ENVIRONMENT_PREFIX, SettingError, Settings, load_settings
@@ -33,7 +34,6 @@ from contract.version import COMMIT_VARIABLE
 from workers import embedded_redis
 from workers.child import Child, ChildPlan
 from workers.errors import EXIT_CANNOT_START, CannotStart, WillNotStart
-from workers.logs import set_up_logging
 from workers.ownership import lock_file
 from workers.ports import answers_http, check_port, http_url
 

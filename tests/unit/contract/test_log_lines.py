@@ -1,11 +1,13 @@
 """What our processes write to their logs."""
 
 import logging
+import os
+import re
 from collections.abc import Iterator
 
 import pytest
 
-from workers.logs import set_up_logging
+from contract.log_lines import set_up_logging
 
 
 @pytest.fixture(autouse=True)
@@ -15,6 +17,15 @@ def logging_as_before() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+
+
+def test_a_line_has_its_time_level_part_and_process(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_logging("web %(process)d", "INFO")
+
+    logging.getLogger("app.somewhere").warning("%s is full", "it")
+
+    line = capsys.readouterr().err
+    assert re.fullmatch(rf"\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{{3}} WARNING web {os.getpid()}: it is full\n", line)
 
 
 def test_passwords_in_urls_reach_no_line(capsys: pytest.CaptureFixture[str]) -> None:
