@@ -29,7 +29,7 @@ MASK = "***"
 
 # Up to the last @ before the path, since a password may hold one too; up to one behind it where no port can be meant.
 _PASSWORD = re.compile(r"""((?<!\w)\w++://[^/\s:@\[]*+:)(?:[^\s/]*@|(?!\d*+(?:[/?#\s"',;]|\Z))[^\s@"']{1,500}@)""")
-_LONE_USER = re.compile(r"(?<!\w)(?!(?:ssh|sftp)://)(\w[\w+.-]*+://)(?!git@|\*\*\*@)[^/\s:@\"']++@")
+_LONE_USER = re.compile(r"(?<!\w)(?!(?:ssh|sftp)://)(\w[\w+.-]{0,40}+://)(?!git@|\*\*\*@)[^/\s:@\"']++@")
 _SECRET_QUERY = re.compile(
     r"((?<=[?&])[^=&?\s]{0,80}(?:token|secret|password|passwd|pwd|key|sig|signature)=)[^&\s#\"']+", re.I
 )
@@ -59,7 +59,7 @@ _REST_OF_LINE = re.compile(rf"(?:{_QUOTE_ENDS}[^\r\n])+")
 _OPENS = frozenset("[{")
 _BRACKET_OR_QUOTE = re.compile(r"""[\[\]{}]|(\\{0,8})(["'])""")
 _OPENING = re.compile(r"""(\\{0,8})(["'])""")
-_CLOSING = {quote: re.compile(rf"(\\*+){quote}") for quote in "\"'"}
+_CLOSING = {quote: re.compile(rf"(?<!\\)(\\*+){quote}") for quote in "\"'"}
 _PROSE_FOLLOWS = re.compile(r"[ \t]+\w")
 _WORD_BEFORE = re.compile(r"([A-Za-z]+) \Z")
 _BLANKS = re.compile(r"\s*+")
@@ -118,12 +118,13 @@ def _with_word_before(text: str, found: "re.Match[str]", name: str) -> str:
 
 def _bare_at(text: str, found: "re.Match[str]", start: int) -> tuple[int, int] | None:
     name, sign, is_quoted = found["name"], found["sign"].strip(), bool(found["close"])
+    # Before the word is read to its end, which the next name in it would have done again.
+    if text.startswith(MASK, start) or (name in DIRECTORIES and text.startswith("/", start)):
+        return None
     word = _WORD.match(text, start)
-    if word is None or word[0].lower().rstrip(",}])") in _NO_SECRETS or word[0].startswith(MASK):
+    if word is None or word[0].lower().rstrip(",}])") in _NO_SECRETS:
         return None
     if may_be_number(name) and _NUMBER.match(word[0].rstrip(",}])")):
-        return None
-    if name in DIRECTORIES and word[0].startswith("/"):
         return None
     if sign == "" and word[0].startswith("--"):
         return None

@@ -13,7 +13,7 @@ from contract.mask_text import MASK, mask_text, mask_urls_in
 from contract.secret_names import is_secret_name, is_secret_variable, may_be_number
 
 _SECRET_PARAMETER = re.compile(r"(?:token|secret|password|passwd|pwd|key|sig|signature)$", re.I)
-_USER_INFO = re.compile(r"(?<!\w)(\w[\w+.-]*+://)[^\s\"'/?#]*@")
+_USER_INFO = re.compile(r"(?<!\w)(\w[\w+.-]{0,40}+://)[^\s\"'/?#]*@")
 
 
 def mask_secrets(value: Any) -> Any:

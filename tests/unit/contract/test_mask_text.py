@@ -2,12 +2,14 @@
 
 import json
 import string
+import time
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from contract.mask_text import mask_text, mask_urls_in
+from contract.masking import mask_environment
 
 #: Around what stands in the middle of every secret of these tests, so that no part of one passes unseen.
 HEAD, TAIL = "Zq7", "7qZ"
@@ -136,6 +138,18 @@ def test_json_inside_texts_at_any_depth_of_quoting(secret: str, name: str, depth
 )
 def test_secrets_of_urls(text: str, masked: str) -> None:
     assert mask_urls_in(text) == masked == mask_text(text)
+
+
+@pytest.mark.parametrize("word", ["a.", "-x", "redis-cli", "a+b ", "a:b@", "://", "u.x:", "\\", "PWD=/", "token=***"])
+@pytest.mark.parametrize("start", ["", "a://", "a://u:", "?x=", 'password="', "Cookie: "])
+def test_the_work_does_not_grow_faster_than_the_text(start: str, word: str) -> None:
+    """The bound is far above what it takes, and far below what it would with a walk to the end from every word."""
+    text = start + word * (150_000 // len(word))
+    began = time.thread_time()
+
+    mask_environment({"ANY": text})
+
+    assert time.thread_time() - began < 10
 
 
 def test_keys_of_a_cloud_are_known_by_their_shape() -> None:
