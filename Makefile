@@ -17,7 +17,7 @@ run: $(RUN) ## start Redis, the engine and gunicorn; Ctrl-C stops them (ARGS="--
 	@exec ./larder server $(ARGS)
 
 test: $(DEV) ## the test suite, five minutes at most on two cores (ARGS="-k quota" narrows it)
-	@exec $(PYTHON_IN_VENV) -m pytest -n 3 --dist loadfile $(ARGS)
+	@exec $(PYTHON_IN_VENV) -m pytest -n 4 --dist loadfile $(ARGS)
 
 soak: $(DEV) ## the long campaigns: crashes, outages, random histories, foreign clients
 	@exec $(PYTHON_IN_VENV) -m pytest -m soak --timeout 1200 $(ARGS)

@@ -102,15 +102,15 @@ def assert_documented(url: str, log: Part, directory: Path, *options: str) -> No
 
 
 def test_no_answer_is_undocumented(stack: L2Stack, tmp_path: Path) -> None:
-    assert_documented(stack.web.url, stack.web, tmp_path, *ALL_KINDS, "--max-examples", "20", "--seed", "1")
+    assert_documented(stack.web.url, stack.web, tmp_path, *ALL_KINDS, "--max-examples", "12", "--seed", "1")
 
 
 def test_no_answer_of_the_engines_own_server_is_undocumented(stack: L2Stack, tmp_path: Path) -> None:
-    assert_documented(own_server(stack), stack.engine, tmp_path, *ALL_KINDS, "--max-examples", "10", "--seed", "1")
+    assert_documented(own_server(stack), stack.engine, tmp_path, *ALL_KINDS, "--max-examples", "6", "--seed", "1")
 
 
 def test_no_answer_of_a_clients_server_is_undocumented(inference: ClientProcess, tmp_path: Path) -> None:
-    assert_documented(inference.url, inference, tmp_path, *ALL_KINDS, "--max-examples", "10", "--seed", "1")
+    assert_documented(inference.url, inference, tmp_path, *ALL_KINDS, "--max-examples", "6", "--seed", "1")
 
 
 def test_no_answer_is_undocumented_while_engine_and_redis_are_away(tmp_path: Path) -> None:
