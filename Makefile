@@ -16,7 +16,7 @@ help: ## list the targets
 run: $(RUN) ## start Redis, the engine and gunicorn; Ctrl-C stops them (ARGS="--l1-size-gb 8" adds flags)
 	@exec ./larder server $(ARGS)
 
-test: $(DEV) ## the test suite, five minutes at most on two cores (ARGS="-k quota" narrows it)
+test: $(DEV) ## the test suite, about five minutes on two cores (ARGS="-k quota" narrows it)
 	@exec $(PYTHON_IN_VENV) -m pytest -n 4 --dist loadfile $(ARGS)
 
 soak: $(DEV) ## the long campaigns: crashes, outages, random histories, foreign clients
