@@ -4,14 +4,27 @@ Not among them: 401 and 403, which routes have by their level of access and test
 413; 404 and 405 of paths and methods that are not there; and 500, which is a bug but for scripts.
 """
 
+#: Routes of every server of ours.
+_EVERYWHERE = {
+    "GET /version": {200},
+    "GET /lmc_version": {200},
+    "GET /commit_id": {200},
+    "GET /metrics": {200},
+    "POST /metrics/reset": {200},
+    "GET /loglevel": {200, 400},
+    "GET /threads": {200, 422},
+    "GET /periodic-threads": {200, 400, 422},
+    "GET /periodic-threads/<thread_name>": {200, 404},
+    "GET /periodic-threads-health": {200},
+    "GET /env": {200},
+    "POST /run_script": {200, 400, 404, 500},
+}
 WEB = {
+    **_EVERYWHERE,
     "GET /": {200},
     "GET /healthcheck": {200, 503},
     "GET /status": {200, 503},
     "GET /conf": {200, 503},
-    "GET /version": {200},
-    "GET /lmc_version": {200},
-    "GET /commit_id": {200},
     "POST /clear-cache": {200, 503},
     "GET /kvcache/check": {200, 400, 404, 422, 501, 503},
     "GET /l2/adapters": {200, 503},
@@ -26,15 +39,6 @@ WEB = {
     "GET /reconfigure/backends": {200, 503},
     "GET /reconfigure/<backend>/status": {200, 400, 503},
     "POST /reconfigure/<backend>/<operation>": {200, 400, 403, 404, 409, 422, 503, 507},
-    "GET /metrics": {200},
-    "POST /metrics/reset": {200},
-    "GET /loglevel": {200, 400},
-    "GET /threads": {200, 422},
-    "GET /periodic-threads": {200, 400, 422},
-    "GET /periodic-threads/<thread_name>": {200, 404},
-    "GET /periodic-threads-health": {200},
-    "GET /env": {200},
-    "POST /run_script": {200, 400, 404, 500},
     "GET /config": {200, 503},
     "GET /config/adapters": {200, 503},
     "POST /cache/clear": {200, 400, 422, 503},
@@ -51,18 +55,7 @@ WEB = {
 }
 _SWITCH = {200, 503}
 OWN = {
-    "GET /version": {200},
-    "GET /lmc_version": {200},
-    "GET /commit_id": {200},
-    "GET /metrics": {200},
-    "POST /metrics/reset": {200},
-    "GET /loglevel": {200, 400},
-    "GET /threads": {200, 422},
-    "GET /periodic-threads": {200, 400, 422},
-    "GET /periodic-threads/<thread_name>": {200, 404},
-    "GET /periodic-threads-health": {200},
-    "GET /env": {200},
-    "POST /run_script": {200, 400, 404, 500},
+    **_EVERYWHERE,
     "GET /conf": {200},
     "POST /conf": {200, 400, 503},
     "GET /meta": {200, 503},

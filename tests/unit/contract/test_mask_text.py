@@ -158,7 +158,7 @@ def test_keys_of_a_cloud_are_known_by_their_shape() -> None:
 
 
 HARMLESS = [
-    "", "17", "-0.5", "1e9", "true", "/usr/local/bin:/usr/bin:/bin", "/root", "/work/key-store/token/x.json",
+    "", "17", "-0.5", "1e9", "true", "/usr/local/bin:/usr/bin:/bin", "/root", "/srv/key-store/token/x.json",
     "C.UTF-8", "en_US:en", "a=b", "xterm-256color", ":0", "localhost:6379", "::1", "[::1]:80",
     "amqp://mq:5672/v", "http://[::1]:8080/x@y", "http://h:8080/img@v1", "https://git@github.com/x.git",
     "git+https://github.com/a/b@v1.2#egg=c", "git@github.com:a/b", "ssh://me@host/x", "python:3.11@sha256:0a1b",
